@@ -1,0 +1,1 @@
+"""Stage 3: the 2-D VGG-11 baseline."""

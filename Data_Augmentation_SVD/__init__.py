@@ -1,0 +1,1 @@
+"""Stage 2: from a still image to a short clip."""

@@ -1,0 +1,69 @@
+"""Images of one split for the later stages: from our image index, or straight from the raw Tiny ImageNet layout."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+
+from Data_Sourcing.raw_layout import list_images, open_raw_tree, read_wnids, read_words
+from utils.artifacts import IMAGE_INDEX, ClassInfo, ItemIndex, read_image_index
+from utils.errors import InputError
+from utils.files import sha256_file
+
+
+def read_image_set(data_root: Path, split: str, wnids_file: Path | None = None, *, verify: bool = True) -> ItemIndex:
+    """The images of one split, in label order (train) or annotation order (val).
+
+    Args:
+        data_root: a folder with our `train.csv`/`val.csv`, or the raw Tiny ImageNet layout.
+        wnids_file: one class a line, in label order. Needed for the raw layout only to pick or order classes
+            (default: its own `wnids.txt`); with an index it must agree with it.
+
+    Raises:
+        InputError: neither layout, a bad file, or a class order that contradicts the index.
+    """
+    index_path = data_root / f"{split}.csv"
+    if index_path.exists():
+        images = read_image_index(index_path, verify=verify)
+        if wnids_file is not None:
+            _require_order(images, read_wnids(wnids_file), wnids_file)
+        return images
+    if not (data_root / "wnids.txt").is_file() and wnids_file is None:
+        raise InputError(
+            f"data_root: {data_root} has neither {split}.csv (run Data_Sourcing) nor wnids.txt (the raw layout)"
+        )
+    return _read_raw_images(data_root, split, read_wnids(wnids_file or data_root / "wnids.txt"))
+
+
+def image_set_inputs(data_root: Path, wnids_file: Path | None) -> dict[str, Path]:
+    """The files whose content fixes an image set, for `start_run`."""
+    if (data_root / "train.csv").exists() or (data_root / "val.csv").exists():
+        return {"train_index": data_root / "train.csv", "val_index": data_root / "val.csv"}
+    return {"wnids_file": wnids_file or data_root / "wnids.txt", "val_annotations": data_root / "val/val_annotations.txt"}
+
+
+def _read_raw_images(data_root: Path, split: str, wnids: list[str]) -> ItemIndex:
+    tree = open_raw_tree(data_root)
+    words = read_words(tree)
+    classes = tuple(ClassInfo(label, words.get(wnid, wnid), wnid) for label, wnid in enumerate(wnids))
+    by_wnid = {item.wnid: item for item in classes}
+    root = Path(tree.name)
+    rows, paths = [], []
+    for image in list_images(tree, split, wnids):
+        path = root / image.path
+        if not path.is_file():
+            raise InputError(f"{root}: {image.path} is listed but missing; restore it, or run Data_Sourcing")
+        item = by_wnid[image.wnid]
+        rows.append((image.path, item.label, item.class_name, item.wnid, sha256_file(path)))
+        paths.append(path)
+    return ItemIndex(pd.DataFrame(rows, columns=IMAGE_INDEX.column_names), paths, classes, root)
+
+
+def _require_order(images: ItemIndex, wnids: list[str], wnids_file: Path) -> None:
+    found = [item.wnid for item in images.classes]
+    if found != wnids:
+        raise InputError(
+            f"wnids_file: {wnids_file} lists {', '.join(wnids)} but {images.index_path} has the label order "
+            f"{', '.join(found)}; drop wnids_file or run Data_Sourcing with that order"
+        )

@@ -1,0 +1,148 @@
+"""Copy one split of the chosen classes into a clean image set with an index; a bad image is a row, never a crash."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from Data_Sourcing.raw_layout import RawImage, RawTree, list_images, open_raw_tree
+from Data_Sourcing.settings import ClassSetting, SourcingSettings
+from utils.artifacts import IMAGE_INDEX, SOURCING_ISSUES, read_table, write_table
+from utils.errors import InputError
+from utils.files import sha256_bytes, write_bytes
+from utils.images import ImageError, decode_image, encode_png, format_mismatch
+from utils.runs import start_run
+from utils.utils import progress
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class _Sourced:
+    """What became of one raw image: an index row, an issue row, or both."""
+
+    row: dict | None
+    issue: dict | None
+
+
+def run_sourcing(settings: SourcingSettings, split: str) -> Path:
+    """Source one split (`train` or `val`): images to `output_dir/split/<wnid>/`, then the index `split.csv`.
+
+    Returns:
+        the path of the index, which is written last.
+
+    Raises:
+        InputError: bad settings or raw data, too many unusable images, or an image shared by train and val.
+    """
+    index_path = settings.output_dir / f"{split}.csv"
+    issues_path = settings.output_dir / f"{split}_issues.csv"
+    # The issues are only written when there are some; the index, written last, marks the split done.
+    run = start_run(
+        settings,
+        owned=(split, index_path.name, issues_path.name),
+        config_name=f"{split}.config.yaml",
+        path_keys=("raw_root", "download", "download_url", "download_md5"),
+    )
+    if index_path.exists():
+        log.info("%s is complete; nothing to do", index_path)
+        return index_path
+    tree = open_raw_tree(_fetch_raw_data(settings))
+    labels = {item.wnid: (label, item) for label, item in enumerate(settings.classes)}
+    images = list_images(tree, split, list(labels))
+    steps = progress(images, len(images), f"{split} images", every=1000)
+    sourced = [_source_image(tree, image, *labels[image.wnid], run.dir, split) for image in steps]
+    rows = [item.row for item in sourced if item.row]
+    issues = [item.issue for item in sourced if item.issue]
+    issues += _describe_duplicates(rows)
+    _report_issues(issues, issues_path, len(images), settings.max_rejected_fraction)
+    _check_leakage(rows, split, settings)
+    write_table(rows, index_path, IMAGE_INDEX)
+    log.info("%d %s images of %d classes: %s", len(rows), split, len(labels), index_path)
+    return index_path
+
+
+def _fetch_raw_data(settings: SourcingSettings) -> Path:
+    if not settings.download or settings.raw_root.is_dir():
+        return settings.raw_root
+    from torchvision.datasets.utils import download_url  # heavy, and only needed for a download
+
+    path = settings.raw_root
+    if path.suffix != ".zip":
+        raise InputError(f"raw_root: {path} must end in .zip when download is true; the archive is saved there")
+    try:
+        download_url(settings.download_url, str(path.parent), path.name, settings.download_md5)
+    except (OSError, RuntimeError) as error:  # RuntimeError: the checksum differs
+        raise InputError(
+            f"download of {settings.download_url} failed ({error}); fetch it by hand, save it as {path} and set "
+            "download: false"
+        ) from None
+    return path
+
+
+def _source_image(tree: RawTree, image: RawImage, label: int, item: ClassSetting, root: Path, split: str) -> _Sourced:
+    identity = {"label": label, "class_name": item.name, "wnid": item.wnid}
+    try:
+        content = tree.read_bytes(image.path)
+        decoded, change = decode_image(content)
+    except (ImageError, OSError) as error:
+        reason = "the file is missing" if isinstance(error, FileNotFoundError) else str(error)
+        return _Sourced(None, {"source_path": image.path, **identity, "status": "rejected", "reason": reason})
+    change = ", ".join(filter(None, (change, format_mismatch(content, image.path))))
+    name = _flat_name(image)
+    if change:
+        content, name = encode_png(decoded), f"{name}.png"
+    relative = f"{split}/{item.wnid}/{name}"
+    write_bytes(root / relative, content)
+    issue = {"source_path": image.path, **identity, "status": "converted", "reason": change} if change else None
+    return _Sourced({"image_path": relative, **identity, "sha256": sha256_bytes(content)}, issue)
+
+
+def _flat_name(image: RawImage) -> str:
+    """The file name within its class: sub-folders other than the layout's own become a part of it."""
+    *folders, name = PurePosixPath(image.path).parts[1:]
+    return "_".join([*(folder for folder in folders if folder not in ("images", image.wnid)), name])
+
+
+def _describe_duplicates(rows: list[dict]) -> list[dict]:
+    first: dict[str, dict] = {}
+    issues = []
+    for row in rows:
+        if (earlier := first.setdefault(row["sha256"], row)) is not row:
+            issue = {key: row[key] for key in ("label", "class_name", "wnid")}
+            reason = f"same content as {earlier['image_path']} (label {earlier['label']}); both are kept"
+            issues.append({"source_path": row["image_path"], **issue, "status": "duplicate", "reason": reason})
+    return issues
+
+
+def _report_issues(issues: list[dict], issues_path: Path, num_images: int, max_rejected_fraction: float) -> None:
+    if not issues:
+        return
+    write_table(issues, issues_path, SOURCING_ISSUES)
+    counts = Counter(issue["status"] for issue in issues)
+    log.warning("%s: %s", issues_path, ", ".join(f"{count} {status}" for status, count in counts.items()))
+    rejected = counts["rejected"]
+    if rejected > max_rejected_fraction * num_images:
+        raise InputError(
+            f"{issues_path}: {rejected} of {num_images} images cannot be used, more than max_rejected_fraction="
+            f"{max_rejected_fraction:g}; see the reasons there, mend the raw data or raise the limit"
+        )
+
+
+def _check_leakage(rows: list[dict], split: str, settings: SourcingSettings) -> None:
+    other = "val" if split == "train" else "train"
+    other_path = settings.output_dir / f"{other}.csv"
+    if not other_path.exists():
+        return  # the other split is sourced later and looks at this one then
+    table = read_table(other_path, IMAGE_INDEX)
+    elsewhere = dict(zip(table["sha256"], table["image_path"], strict=True))
+    shared = [(row["image_path"], elsewhere[row["sha256"]]) for row in rows if row["sha256"] in elsewhere]
+    if not shared:
+        return
+    pairs = "; ".join(f"{here} = {there}" for here, there in shared[:5])
+    more = f" and {len(shared) - 5} more" if len(shared) > 5 else ""
+    sentence = f"{len(shared)} images are in train and in val: {pairs}{more}"
+    if not settings.allow_duplicates:
+        raise InputError(f"{sentence}; remove them from the raw data, or set allow_duplicates: true")
+    log.warning("%s (allowed by allow_duplicates)", sentence)

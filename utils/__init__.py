@@ -1,0 +1,1 @@
+"""How, never what: small named modules that every stage shares; imports no stage."""

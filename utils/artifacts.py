@@ -1,0 +1,460 @@
+"""Every table that crosses a stage border: its columns in order, a reader that checks, a writer that is atomic.
+
+The readers name file, line and column. Ids and names are text (a class called "NA" stays one, "007" keeps its zeros).
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from utils.errors import InputError
+from utils.files import resolve_item, sha256_file, write_text
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column: `kind` is `text`, `int` or `float`; `nullable` allows an empty cell; `optional` a missing column."""
+
+    name: str
+    kind: str = "text"
+    nullable: bool = False
+    optional: bool = False
+    minimum: float | None = None
+    choices: tuple[str, ...] = ()
+
+    def parse(self, text: str, where: str) -> Any:
+        """One cell's value; None for an empty nullable cell.
+
+        Raises:
+            InputError: the text is not of the column's kind, range or choices.
+        """
+        if text == "":
+            if self.nullable or (self.kind == "text" and not self.choices and self.minimum is None):
+                return "" if self.kind == "text" else None
+            raise InputError(f"{where}: column {self.name!r} is empty; give a value")
+        if self.kind == "text":
+            if self.choices and text not in self.choices:
+                raise InputError(f"{where}: column {self.name!r} is {text!r}; known: {', '.join(self.choices)}")
+            return text
+        try:
+            value = int(text) if self.kind == "int" else float(text)
+        except ValueError:
+            kind = "a whole number" if self.kind == "int" else "a number"
+            raise InputError(f"{where}: column {self.name!r} is {text!r}, expected {kind}") from None
+        if not math.isfinite(value) or (self.minimum is not None and value < self.minimum):
+            raise InputError(f"{where}: column {self.name!r} is {text}, expected at least {self.minimum:g}")
+        return value
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table's name, columns in order, and the columns whose values together are unique."""
+
+    name: str
+    columns: tuple[Column, ...]
+    unique: tuple[str, ...] = ()
+
+    @property
+    def column_names(self) -> list[str]:
+        """The columns in the order they are written."""
+        return [column.name for column in self.columns]
+
+
+def _text(*names: str, **options: Any) -> tuple[Column, ...]:
+    return tuple(Column(name, **options) for name in names)
+
+
+STATUS_OK, STATUS_FAILED, STATUS_QUARANTINED = "ok", "failed", "quarantined"
+
+IMAGE_INDEX = Table(
+    "image index",
+    (Column("image_path"), Column("label", "int", minimum=0), *_text("class_name", "wnid", "sha256")),
+    unique=("image_path",),
+)
+SOURCING_ISSUES = Table(
+    "sourcing issues",
+    (
+        Column("source_path"),
+        Column("label", "int", minimum=0),
+        *_text("class_name", "wnid"),
+        Column("status", choices=("converted", "rejected", "duplicate")),
+        Column("reason"),
+    ),
+)
+CLIP_INDEX = Table(
+    "clip index",
+    (
+        Column("video_path"),
+        Column("label", "int", minimum=0),
+        *_text("class_name", "wnid", "source_path", "source_sha256", "sha256", "generator", optional=True),
+        Column("seed", "int", optional=True, nullable=True),
+        *(Column(name, "int", optional=True, nullable=True, minimum=1) for name in ("num_frames", "height", "width")),
+        Column("status", optional=True, choices=(STATUS_OK, STATUS_FAILED, STATUS_QUARANTINED)),
+        Column("reason", optional=True),
+    ),
+    unique=("video_path",),
+)
+HISTORY = Table(
+    "history",
+    (
+        Column("epoch", "int", minimum=1),
+        *(Column(name, "float") for name in ("learning_rate", "train_loss", "train_top1_fraction")),
+        *(Column(name, "float") for name in ("val_loss", "val_top1_fraction")),
+        Column("val_top3_fraction", "float", nullable=True),
+    ),
+    unique=("epoch",),
+)
+_RUN = (
+    *_text("run_id", "protocol", "arm", "model", "train_input", "test_input", "split", "selection_split"),
+    Column("seed", "int", nullable=True),
+)
+PREDICTIONS = Table(
+    "predictions",
+    (
+        *_RUN,
+        Column("item_id"),
+        Column("label", "int", minimum=0),
+        Column("class_name"),
+        Column("predicted_label", "int", minimum=0),
+        Column("predicted_class_name"),
+        Column("true_label_rank", "int", minimum=1),
+        Column("prob_true", "float", minimum=0),
+    ),
+    unique=("run_id", "item_id"),
+)
+PROBABILITIES = Table(
+    "probabilities",
+    (*_text("run_id", "item_id"), Column("label", "int", minimum=0), Column("probability", "float", minimum=0)),
+    unique=("run_id", "item_id", "label"),
+)
+INFERENCE_TIMES = Table(
+    "inference times",
+    (
+        *_text("run_id", "device", "precision"),
+        *(Column(name, "int", minimum=1) for name in ("batch_size", "repetition")),
+        Column("batch_latency_ms", "float", minimum=0),
+    ),
+    unique=("run_id", "batch_size", "repetition"),
+)
+MODEL_COSTS = Table(
+    "model costs",
+    (
+        *_text("run_id", "model", "input_shape"),
+        *(Column(name, "int", minimum=0) for name in ("num_parameters", "nominal_macs")),
+    ),
+    unique=("run_id",),
+)
+SUMMARY = Table(
+    "summary",
+    (
+        *_RUN,
+        *(Column(name, "int", minimum=1) for name in ("num_items", "num_classes")),
+        Column("top1_fraction", "float"),
+        Column("top3_fraction", "float", nullable=True),
+        *(Column(name, "float") for name in ("macro_precision", "macro_recall", "macro_f1")),
+        Column("num_errors", "int", minimum=0),
+        Column("num_parameters", "int", minimum=0),
+        Column("nominal_gmacs", "float"),
+        *(Column(name, "float", nullable=True) for name in ("latency_ms_median", "latency_ms_p95")),
+        Column("note"),
+    ),
+    unique=("run_id",),
+)
+PER_CLASS_METRICS = Table(
+    "per-class metrics",
+    (
+        *_RUN,
+        Column("label", "int", minimum=0),
+        Column("class_name"),
+        *(Column(name, "float") for name in ("precision", "recall", "f1")),
+        *(Column(name, "int", minimum=0) for name in ("num_items", "num_predicted", "num_correct")),
+    ),
+    unique=("run_id", "label"),
+)
+CONFUSION_FLAT = Table(
+    "confusion",
+    (
+        *_RUN,
+        Column("label", "int", minimum=0),
+        Column("class_name"),
+        Column("predicted_label", "int", minimum=0),
+        Column("predicted_class_name"),
+        Column("num_items", "int", minimum=0),
+    ),
+    unique=("run_id", "label", "predicted_label"),
+)
+
+
+def read_table(path: Path, table: Table) -> pd.DataFrame:
+    """Read and check a table; columns the table does not know are left out.
+
+    Returns:
+        the table's columns in order (missing optional ones are left out), indexed by line number in the file.
+
+    Raises:
+        InputError: file, line and column of the first thing that is wrong.
+    """
+    rows = _read_rows(path, table)
+    header = next(rows, (1, []))[1]
+    present = _check_header(header, table, path)
+    positions = [(column, header.index(column.name)) for column in present]
+    values: list[list[Any]] = []
+    first_line: dict[tuple[Any, ...], int] = {}
+    for line, cells in rows:
+        where = f"{path} line {line}"
+        if len(cells) != len(header):
+            raise InputError(f"{where}: has {len(cells)} cells, expected {len(header)}; correct the row")
+        row = [column.parse(cells[position], where) for column, position in positions]
+        _check_unique(row, present, table, first_line, where, line)
+        values.append(row)
+    if not values:
+        raise InputError(f"{path}: the {table.name} has no rows; run the stage that makes it again")
+    lines = pd.Index(first_line.values() if table.unique else range(2, len(values) + 2), name="line")
+    frame = pd.DataFrame(values, index=lines, columns=[column.name for column in present], dtype=object)
+    return frame.astype({c.name: _pandas_kind(c) for c in present if c.kind != "text"})
+
+
+def write_table(rows: pd.DataFrame | Iterable[Mapping[str, Any]], path: Path, table: Table) -> None:
+    """Write a table atomically: UTF-8, `\\n`, the table's columns in order, floats to 6 significant digits."""
+    write_text(path, format_table(rows, table))
+
+
+def format_table(rows: pd.DataFrame | Iterable[Mapping[str, Any]], table: Table, *, header: bool = True) -> str:
+    """The CSV text of a table; deterministic, so that equal tables are equal bytes."""
+    records = rows.to_dict("records") if isinstance(rows, pd.DataFrame) else rows
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    if header:
+        writer.writerow(table.column_names)
+    for record in records:
+        writer.writerow([_format_cell(record[column.name], column) for column in table.columns])
+    return buffer.getvalue()
+
+
+def _format_cell(value: Any, column: Column) -> str:
+    if value is None or value is pd.NA or (isinstance(value, float) and math.isnan(value)):
+        return ""
+    if column.kind == "float":
+        return format(float(value), ".6g")
+    return str(int(value)) if column.kind == "int" else str(value)
+
+
+def _read_rows(path: Path, table: Table) -> Iterable[tuple[int, list[str]]]:
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.reader(file, strict=True)
+            for cells in reader:
+                if cells:  # a blank line at the end is not a row
+                    yield reader.line_num, cells
+    except (FileNotFoundError, IsADirectoryError):
+        raise InputError(f"{path}: there is no {table.name} here; run the stage that makes it first") from None
+    except UnicodeDecodeError:
+        raise InputError(f"{path}: is not UTF-8 text; save the {table.name} as UTF-8 CSV") from None
+    except csv.Error as error:
+        raise InputError(f"{path} line {reader.line_num}: is not CSV ({error}); correct the line") from None
+
+
+def _check_header(header: list[str], table: Table, path: Path) -> list[Column]:
+    if doubled := sorted({name for name in header if header.count(name) > 1}):
+        raise InputError(f"{path} line 1: column {doubled[0]!r} stands twice; remove one")
+    missing = [c.name for c in table.columns if not c.optional and c.name not in header]
+    if missing:
+        raise InputError(
+            f"{path} line 1: the {table.name} lacks column {', '.join(map(repr, missing))}; it has: {', '.join(header)}"
+        )
+    return [column for column in table.columns if column.name in header]
+
+
+def _check_unique(
+    row: list[Any], present: list[Column], table: Table, first_line: dict[tuple[Any, ...], int], where: str, line: int
+) -> None:
+    if not table.unique:
+        return
+    key = tuple(value for value, column in zip(row, present, strict=True) if column.name in table.unique)
+    if key in first_line:
+        what = ", ".join(str(part) for part in key)
+        raise InputError(f"{where}: {what!r} stands already on line {first_line[key]}; remove one of the rows")
+    first_line[key] = line
+
+
+def _pandas_kind(column: Column) -> str:
+    if column.kind == "int":
+        return "Int64" if column.nullable else "int64"
+    return "float64"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Indices
+
+
+@dataclass(frozen=True)
+class ClassInfo:
+    """One class: its label (position in the network's output), name, and WordNet id (or folder name)."""
+
+    label: int
+    class_name: str
+    wnid: str = ""
+
+
+@dataclass(frozen=True)
+class ItemIndex:
+    """An index whose items exist: `table` rows and `paths`, in the same order.
+
+    Attributes:
+        table: columns of the image or clip index.
+        paths: one file a row.
+        classes: label order; unnamed classes (a two-column index) are called by their number.
+        index_path: the CSV it came from (or the folder of a raw data set).
+    """
+
+    table: pd.DataFrame
+    paths: list[Path]
+    classes: tuple[ClassInfo, ...]
+    index_path: Path
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    @property
+    def labels(self) -> list[int]:
+        """One label a row."""
+        return [int(label) for label in self.table["label"]]
+
+    @property
+    def item_ids(self) -> list[str]:
+        """What an item is called in every table: its source image's SHA-256, or its path where that is unknown."""
+        for column in ("source_sha256", "sha256"):
+            # A clip's own hash is no name for its source: only an image index may fall back to `sha256`.
+            usable = column in self.table and (column == "source_sha256" or "image_path" in self.table)
+            if usable and (self.table[column] != "").all():
+                return list(self.table[column])
+        return list(self.table["video_path" if "video_path" in self.table else "image_path"])
+
+    @property
+    def is_named(self) -> bool:
+        """Whether the index names its classes."""
+        return "class_name" in self.table
+
+
+def read_image_index(path: Path, *, verify: bool = True) -> ItemIndex:
+    """Read an image index; paths are relative to its folder.
+
+    Args:
+        verify: compare every file with its sha256.
+
+    Raises:
+        InputError: a malformed row, a missing, foreign or changed file.
+    """
+    table = read_table(path, IMAGE_INDEX)
+    return _item_index(table, path, path.parent, "image_path", None, verify)
+
+
+def read_clip_index(
+    path: Path, clips_root: Path, *, num_classes: int | None = None, num_frames: int | None = None, verify: bool = True
+) -> ItemIndex:
+    """Read a clip index (ours, or the published one with two columns); only rows with status `ok` are kept.
+
+    Args:
+        clips_root: the folder that `video_path` is relative to.
+        num_classes: labels must be below it; None takes the largest label + 1.
+        num_frames: what each clip must hold where the index says it.
+        verify: compare every file with its sha256, where the index has one.
+
+    Raises:
+        InputError: a malformed row, a label out of range, a missing, foreign or changed file.
+    """
+    table = read_table(path, CLIP_INDEX)
+    if "status" in table:
+        table = table[table["status"] == STATUS_OK]
+        if table.empty:
+            raise InputError(f"{path}: no clip has status 'ok'; run Data_Augmentation_SVD again and read its reasons")
+    if num_frames is not None and "num_frames" in table:
+        for line, found in table["num_frames"].items():
+            if not pd.isna(found) and found != num_frames:
+                raise InputError(
+                    f"{path} line {line}: num_frames is {found}, expected {num_frames}; set num_frames={found} or "
+                    "regenerate with Data_Augmentation_SVD"
+                )
+    return _item_index(table, path, clips_root, "video_path", num_classes, verify)
+
+
+def locate_clip_index(data_root: Path, csv_path: Path, split: str) -> tuple[Path, Path]:
+    """Where a clip index and its clips are: `csv_path` below `data_root` or as given; clips in `data_root/split`.
+
+    Returns:
+        the index's path, and the folder that `video_path` is relative to.
+
+    Raises:
+        InputError: there is no such index.
+    """
+    candidates = (data_root / csv_path, csv_path)
+    index_path = next((path for path in candidates if path.is_file()), None)
+    if index_path is None:
+        places = " nor ".join(str(path) for path in dict.fromkeys(candidates))
+        raise InputError(f"{split}_csv: there is neither {places}; run Data_Augmentation_SVD, or correct the path")
+    folder = data_root / split
+    return index_path, folder if folder.is_dir() else data_root
+
+
+def classes_of(table: pd.DataFrame, path: Path, num_classes: int | None = None) -> tuple[ClassInfo, ...]:
+    """The classes of an index in label order; labels no row has are called by their number.
+
+    Raises:
+        InputError: a label out of range, or one label with two names.
+    """
+    count = num_classes if num_classes is not None else int(table["label"].max()) + 1
+    has_names = "class_name" in table and "wnid" in table
+    names: dict[int, tuple[str, str]] = {}
+    for position, (line, label) in enumerate(table["label"].items()):
+        if label >= count:
+            raise InputError(
+                f"{path} line {line}: label {label} is out of range for num_classes={count} (0..{count - 1})"
+            )
+        if has_names:
+            name = (table["class_name"].iloc[position], table["wnid"].iloc[position])
+            if names.setdefault(label, name) != name:
+                raise InputError(
+                    f"{path} line {line}: label {label} is {name[0]!r} ({name[1]}) here and "
+                    f"{names[label][0]!r} ({names[label][1]}) before; one label is one class"
+                )
+    return tuple(ClassInfo(label, *names.get(label, (str(label), ""))) for label in range(count))
+
+
+def require_same_classes(
+    left: tuple[ClassInfo, ...], left_name: str, right: tuple[ClassInfo, ...], right_name: str
+) -> None:
+    """Refuse two class lists that differ in length or, where both are named, in order or names."""
+    if len(left) != len(right):
+        raise InputError(
+            f"{left_name} has {len(left)} classes and {right_name} has {len(right)}; use the class list of the training"
+        )
+    for one, other in zip(left, right, strict=True):
+        both_named = one.wnid and other.wnid
+        if both_named and (one.wnid, one.class_name) != (other.wnid, other.class_name):
+            raise InputError(
+                f"label {one.label} is {one.class_name!r} ({one.wnid}) in {left_name} and {other.class_name!r} "
+                f"({other.wnid}) in {right_name}; use the class list of the training"
+            )
+
+
+def _item_index(
+    table: pd.DataFrame, index_path: Path, root: Path, path_column: str, num_classes: int | None, verify: bool
+) -> ItemIndex:
+    classes = classes_of(table, index_path, num_classes)
+    paths = [resolve_item(root, item, f"{index_path} line {line}") for line, item in table[path_column].items()]
+    if verify and "sha256" in table:
+        for path, (line, expected) in zip(paths, table["sha256"].items(), strict=True):
+            if expected and sha256_file(path) != expected:
+                raise InputError(
+                    f"{index_path} line {line}: {path} has changed since the index was written (sha256 differs); "
+                    "restore or remake it"
+                )
+    return ItemIndex(table.reset_index(drop=True), paths, classes, index_path)

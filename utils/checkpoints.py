@@ -1,0 +1,199 @@
+"""Checkpoints: self-describing safetensors weights, resumable training state, and the paper's `.pth.tar`; no pickle runs."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+
+from utils.artifacts import ClassInfo
+from utils.errors import InputError
+from utils.files import write_with
+
+_METADATA_KEY = "description"
+StateDict = dict[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class ModelDescription:
+    """What a weights file says of itself.
+
+    Attributes:
+        type: `baseline` or `inflated`.
+        options: keyword arguments of the builder (classifier_width, ...).
+        classes: in label order.
+        input: kind of input (`image` or `clip`), image_size in pixels, num_frames.
+        mean, std: normalisation per RGB channel, of values in 0..1.
+        train_input: what it was trained on, e.g. `original`, or the clip generator's name.
+        protocol: `paper` or another protocol's name.
+        seed: the run's seed.
+        selection_split: the split on which this epoch was the best.
+        epoch: 1-based.
+        metric: name and value of what was compared.
+    """
+
+    type: str
+    options: dict[str, Any]
+    classes: tuple[ClassInfo, ...]
+    input: dict[str, Any]
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    train_input: str
+    protocol: str
+    seed: int
+    selection_split: str
+    epoch: int
+    metric: dict[str, float | str]
+
+    def to_json(self) -> str:
+        """As one line of JSON."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> ModelDescription:
+        """The inverse of `to_json`; raises KeyError, TypeError or ValueError on anything else."""
+        content = json.loads(text)
+        classes = tuple(ClassInfo(**item) for item in content.pop("classes"))
+        mean, std = tuple(content.pop("mean")), tuple(content.pop("std"))
+        return cls(classes=classes, mean=mean, std=std, **content)
+
+
+def write_weights(path: Path, state_dict: StateDict, description: ModelDescription) -> None:
+    """Write weights as safetensors with their description, atomically."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state_dict.items()}
+    metadata = {_METADATA_KEY: description.to_json()}
+    write_with(path, lambda partial: safetensors.torch.save_file(tensors, partial, metadata=metadata))
+
+
+def read_weights(path: Path) -> tuple[StateDict, ModelDescription | None]:
+    """Read weights: ours (safetensors), a torch state dict, or the paper's `model_best.pth.tar`.
+
+    Returns:
+        the state dict on the CPU, and the description (None for files that are not ours).
+
+    Raises:
+        InputError: no such file, truncated, not a checkpoint, or one that would run code.
+    """
+    if not path.is_file():
+        raise InputError(f"{path}: there is no checkpoint; train the model first, or correct the path")
+    if _is_torch_file(path):
+        return _state_dict_of(_load_torch(path), path), None
+    with _open_safetensors(path) as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+        return tensors, _description_of(file, path)
+
+
+def read_description(path: Path) -> ModelDescription | None:
+    """What a weights file says of itself, without reading its tensors; None for files that are not ours.
+
+    Raises:
+        InputError: as `read_weights`.
+    """
+    if not path.is_file():
+        raise InputError(f"{path}: there is no checkpoint; train the model first, or correct the path")
+    if _is_torch_file(path):
+        return None
+    with _open_safetensors(path) as file:
+        return _description_of(file, path)
+
+
+def write_training_state(path: Path, state: dict[str, Any]) -> None:
+    """Write everything that resume needs, atomically; the previous file stays until the new one is whole."""
+    write_with(path, lambda partial: torch.save(state, partial))
+
+
+def read_training_state(path: Path) -> dict[str, Any]:
+    """Read what `write_training_state` wrote; tensors and plain values only.
+
+    Raises:
+        InputError: truncated, or not a training state.
+    """
+    state = _load_torch(path)
+    if not isinstance(state, dict) or not {"model", "optimizer", "epoch"} <= state.keys():
+        raise InputError(f"{path}: is not a training state of this project; remove it, or pass overwrite=true")
+    return state
+
+
+def load_state(model: torch.nn.Module, state_dict: StateDict, path: Path) -> None:
+    """Load weights into a model.
+
+    Raises:
+        InputError: names or shapes differ, with the first of them.
+    """
+    own = model.state_dict()
+    problems = [f"{name} is missing" for name in own if name not in state_dict]
+    problems += [f"{name} is unknown" for name in state_dict if name not in own]
+    problems += [
+        f"{name} is {tuple(state_dict[name].shape)}, expected {tuple(tensor.shape)}"
+        for name, tensor in own.items()
+        if name in state_dict and state_dict[name].shape != tensor.shape
+    ]
+    if problems:
+        more = f" and {len(problems) - 1} more" if len(problems) > 1 else ""
+        raise InputError(
+            f"{path}: does not fit this {type(model).__name__} ({problems[0]}{more}); check type, num_classes and "
+            "classifier_width"
+        )
+    model.load_state_dict(state_dict)
+
+
+def _is_torch_file(path: Path) -> bool:
+    return zipfile.is_zipfile(path) or path.suffix in (".pth", ".pt", ".tar")
+
+
+@contextmanager
+def _open_safetensors(path: Path) -> Iterator[Any]:
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            yield file
+    except (safetensors.SafetensorError, OSError) as error:
+        raise InputError(f"{path}: is truncated or not a checkpoint ({error}); restore it or train again") from None
+
+
+def _description_of(file: Any, path: Path) -> ModelDescription | None:
+    metadata = file.metadata() or {}
+    if _METADATA_KEY not in metadata:
+        return None
+    try:
+        return ModelDescription.from_json(metadata[_METADATA_KEY])
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{path}: its description cannot be read ({error}); train again with this version") from None
+
+
+def _load_torch(path: Path) -> Any:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        if zipfile.is_zipfile(path):
+            raise InputError(
+                f"{path}: holds Python objects that could run code, and was not loaded; save tensors and plain values only"
+            ) from None
+        raise InputError(f"{path}: is truncated or not a checkpoint ({_first_line(error)}); restore it") from None
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError, IndexError, TypeError) as error:
+        raise InputError(f"{path}: is truncated or not a checkpoint ({_first_line(error)}); restore it") from None
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:120]
+
+
+def _state_dict_of(content: Any, path: Path) -> StateDict:
+    """A bare state dict, or the paper's {epoch, state_dict, best_acc, optimizer}; its 3-D names become ours."""
+    if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
+        content = content["state_dict"]
+    if not isinstance(content, dict) or not content or not all(isinstance(v, torch.Tensor) for v in content.values()):
+        raise InputError(f"{path}: holds no state dict; give a torch state dict, model_best.pth.tar or our safetensors")
+    renamed = {name.removeprefix("module."): tensor for name, tensor in content.items()}
+    return {
+        f"features.{name.removeprefix('features3d.')}" if name.startswith("features3d.") else name: tensor
+        for name, tensor in renamed.items()
+    }

@@ -1,0 +1,285 @@
+"""From a YAML file and `key=value` overrides to checked, frozen settings; every problem at once, in under a second.
+
+Nothing heavy may be imported here: `--help` and a typo must not wait for torch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import json
+import re
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, TypeVar, get_args
+
+import yaml
+from pydantic import AfterValidator, AliasChoices, BaseModel, ConfigDict, Field, ValidationError, ValidationInfo
+
+from utils.errors import InputError
+
+
+class Settings(BaseModel):
+    """Base of every settings class: unknown keys are errors, values are frozen, infinities and NaN are refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False, populate_by_name=True)
+
+
+def _must_exist(path: Path, info: ValidationInfo) -> Path:
+    if (info.context or {}).get("check_paths", True) and not path.exists():
+        raise ValueError(f"{path} does not exist; correct the path, or run the stage that makes it first")
+    return path
+
+
+InputPath = Annotated[Path, AfterValidator(_must_exist)]
+PositiveInt = Annotated[int, Field(ge=1)]
+NonNegativeInt = Annotated[int, Field(ge=0)]
+PositiveFloat = Annotated[float, Field(gt=0)]
+NonNegativeFloat = Annotated[float, Field(ge=0)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+
+AnySettings = TypeVar("AnySettings", bound=Settings)
+
+
+def read_settings(
+    settings_class: type[AnySettings], doc: str | None, default_config: Path, argv: list[str] | None = None
+) -> AnySettings:
+    """Read a stage's settings from `--config` (default: the script's own YAML) and `key=value` overrides.
+
+    Args:
+        doc: the script's docstring, shown by `--help`.
+        default_config: the YAML used without `--config`.
+
+    Raises:
+        InputError: all problems of the file and the overrides, each with its key and a suggestion.
+    """
+    arguments = _parse_arguments(settings_class, doc, default_config, argv)
+    raw = _merge_sources(settings_class, arguments.config, arguments.overrides)
+    origin = str(arguments.config) + (" with the overrides" if arguments.overrides else "")
+    settings = build_settings(settings_class, raw, origin, check_paths=not arguments.print_config)
+    if arguments.print_config:
+        print(dump_settings(settings), end="")
+        sys.exit(0)
+    return settings
+
+
+def build_settings(
+    settings_class: type[AnySettings], raw: Mapping[str, Any], origin: str, *, check_paths: bool = True
+) -> AnySettings:
+    """Check a plain mapping against a settings class.
+
+    Raises:
+        InputError: naming `origin` and every wrong key.
+    """
+    # Strict validation of JSON takes "a/b" as a Path and a list as a tuple, but neither "5" nor yes as a number.
+    try:
+        return settings_class.model_validate_json(json.dumps(raw), context={"check_paths": check_paths})
+    except ValidationError as error:
+        problems = list(dict.fromkeys(_describe_problem(settings_class, item) for item in error.errors()))
+    if len(problems) == 1:
+        raise InputError(f"{origin}: {problems[0]}")
+    raise InputError(f"{origin} has {len(problems)} problems:\n" + "\n".join(f"  - {line}" for line in problems))
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Read a YAML mapping; numbers as YAML 1.2 has them, so `1e-4` is a number and `no` and `007` are text.
+
+    Raises:
+        InputError: no such file, not UTF-8, not YAML, a duplicate key, a python tag, or not a mapping.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (FileNotFoundError, IsADirectoryError) as error:
+        raise InputError(f"{path}: there is no such file; give --config a YAML file") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: is not UTF-8 text; save it as UTF-8") from error
+    content = _load_yaml(text, str(path))
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: must be a mapping of 'key: value' lines, not a {type(content).__name__}")
+    return content
+
+
+def dump_settings(settings: Settings) -> str:
+    """Settings as YAML text that `read_yaml` reads back to the same values."""
+    return dump_yaml(settings.model_dump(mode="json"))
+
+
+def dump_yaml(content: Mapping[str, Any]) -> str:
+    """A mapping as YAML text, keys in their own order."""
+    return yaml.dump(dict(content), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
+
+
+def _parse_arguments(
+    settings_class: type[Settings], doc: str | None, default_config: Path, argv: list[str] | None
+) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=doc,
+        epilog="keys: " + ", ".join(settings_class.model_fields),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    if default_config.is_relative_to(Path.cwd()):
+        default_config = default_config.relative_to(Path.cwd())  # as the user would type it
+    parser.add_argument("--config", type=Path, default=default_config, help=f"YAML file (default: {default_config})")
+    parser.add_argument("--print-config", action="store_true", help="print the resolved settings and stop")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="override a key, e.g. lr=1e-4 data.root=DIR")
+    return parser.parse_args(argv)
+
+
+def _merge_sources(settings_class: type[Settings], config: Path, overrides: list[str]) -> dict[str, Any]:
+    raw = _use_field_names(settings_class, read_yaml(config), str(config))
+    seen: set[str] = set()
+    for override in overrides:
+        key, separator, text = override.partition("=")
+        if not separator or not key:
+            raise InputError(f"override {override!r}: write it as key=value, without blanks around the '='")
+        nested: Any = _load_yaml(text, f"override {override!r}")
+        for part in reversed(key.split(".")):
+            nested = {part: nested}
+        nested = _use_field_names(settings_class, nested, f"override {override!r}")
+        if key in seen:
+            raise InputError(f"override {key!r} is given twice; keep one of them")
+        seen.add(key)
+        _merge_into(raw, nested)
+    return raw
+
+
+def _merge_into(target: dict[str, Any], source: Mapping[str, Any]) -> None:
+    for key, value in source.items():
+        if isinstance(value, Mapping) and isinstance(target.get(key), dict):
+            _merge_into(target[key], value)
+        else:
+            target[key] = value
+
+
+def _use_field_names(settings_class: type[Settings], raw: dict[str, Any], origin: str) -> dict[str, Any]:
+    """Replace aliases (`time_dim`) by field names (`num_frames`), so that sources can be merged key by key."""
+    renamed: dict[str, Any] = {}
+    for key, value in raw.items():
+        name = _field_name(settings_class, key)
+        if name in renamed:
+            raise InputError(f"{origin}: {key!r} and {name!r} are names of the same setting; keep one of them")
+        nested = _nested_settings(settings_class, name)
+        if nested is not None and isinstance(value, dict):
+            value = _use_field_names(nested, value, origin)
+        renamed[name] = value
+    return renamed
+
+
+def _field_name(settings_class: type[Settings], key: Any) -> Any:
+    for name, field in settings_class.model_fields.items():
+        if isinstance(field.validation_alias, AliasChoices) and key in field.validation_alias.choices:
+            return name
+    return key
+
+
+def _nested_settings(settings_class: type[Settings], name: Any) -> type[Settings] | None:
+    field = settings_class.model_fields.get(name)
+    if field is None:
+        return None
+    for candidate in (field.annotation, *get_args(field.annotation)):
+        if isinstance(candidate, type) and issubclass(candidate, Settings):
+            return candidate
+    return None
+
+
+def _describe_problem(settings_class: type[Settings], item: Mapping[str, Any]) -> str:
+    location = [str(part) for part in item["loc"]]
+    key = ".".join(location)
+    if item["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(location[-1], list(_known_keys(settings_class, location[:-1])), n=1)
+        return f"unknown key {key!r}" + (f", did you mean {near[0]!r}?" if near else "; remove it")
+    if item["type"] == "missing":
+        return f"{key!r} is missing; add it"
+    message = item["msg"].removeprefix("Value error, ")
+    message = message[0].lower() + message[1:]
+    if not key:
+        return message
+    if item["type"] == "value_error":
+        return f"{key}: {message}"
+    return f"{key}: {message} (got {_shorten(item['input'])})"
+
+
+def _shorten(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _known_keys(settings_class: type[Settings], parents: list[str]) -> Iterator[str]:
+    for part in parents:
+        if part.isdigit():
+            continue
+        nested = _nested_settings(settings_class, part) or _list_item_settings(settings_class, part)
+        if nested is None:
+            return
+        settings_class = nested
+    for name, field in settings_class.model_fields.items():
+        yield name
+        if isinstance(field.validation_alias, AliasChoices):
+            yield from (choice for choice in field.validation_alias.choices if isinstance(choice, str))
+
+
+def _list_item_settings(settings_class: type[Settings], name: str) -> type[Settings] | None:
+    field = settings_class.model_fields.get(name)
+    candidates = get_args(field.annotation) if field else ()
+    return next((c for c in candidates if isinstance(c, type) and issubclass(c, Settings)), None)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# YAML
+
+
+class _Loader(yaml.SafeLoader):
+    """SafeLoader with YAML 1.2's scalars, and duplicate keys as errors."""
+
+
+class _Dumper(yaml.SafeDumper):
+    """SafeDumper that quotes exactly what `_Loader` would otherwise read as something else."""
+
+
+_SCALARS = (
+    ("tag:yaml.org,2002:bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
+    ("tag:yaml.org,2002:null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
+    ("tag:yaml.org,2002:int", r"[-+]?(?:0|[1-9][0-9]*)", "-+0123456789"),
+    (
+        "tag:yaml.org,2002:float",
+        r"[-+]?(?:(?:0|[1-9][0-9]*)(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)",
+        "-+.0123456789",
+    ),
+)
+for _class in (_Loader, _Dumper):
+    _class.yaml_implicit_resolvers = {}
+    for _tag, _pattern, _first in _SCALARS:
+        _class.add_implicit_resolver(_tag, re.compile(rf"^(?:{_pattern})$"), list(_first))
+
+
+def _construct_mapping(loader: _Loader, node: yaml.MappingNode) -> dict[str, Any]:
+    mapping: dict[str, Any] = {}
+    for key_node, value_node in node.value:
+        if not isinstance(key_node, yaml.ScalarNode):
+            raise yaml.constructor.ConstructorError(None, None, "a key must be plain text", key_node.start_mark)
+        key = key_node.value
+        if key in mapping:
+            raise yaml.constructor.ConstructorError(None, None, f"duplicate key {key!r}", key_node.start_mark)
+        mapping[key] = loader.construct_object(value_node, deep=True)
+    return mapping
+
+
+_Loader.add_constructor("tag:yaml.org,2002:map", _construct_mapping)
+
+
+def _load_yaml(text: str, origin: str) -> Any:
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        place = f"{origin} line {mark.line + 1}" if mark else origin
+        problem = error.problem or "cannot be parsed"
+        if "could not determine a constructor for the tag" in problem:
+            problem = problem.replace("could not determine a constructor for the", "refused the")
+            problem += ": only plain text, numbers, lists and mappings are read"
+        raise InputError(f"{place}: not valid YAML: {problem}; correct that line") from error
+    except (yaml.YAMLError, RecursionError) as error:
+        raise InputError(f"{origin}: not valid YAML: {str(error) or 'nested too deeply'}; correct the file") from error

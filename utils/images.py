@@ -1,0 +1,104 @@
+"""Decode still images once, fully, and never trust a file name."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from utils.errors import InputError
+
+# The formats that need no external program (EPS starts Ghostscript) and no plug-in.
+FORMATS = ("JPEG", "PNG", "BMP", "GIF", "PPM", "TIFF", "WEBP")
+IMAGE_SUFFIXES = frozenset({".jpeg", ".jpg", ".png", ".bmp", ".gif", ".ppm", ".tif", ".tiff", ".webp"})
+_SUFFIXES_OF = {"JPEG": {".jpeg", ".jpg"}, "TIFF": {".tif", ".tiff"}}
+_SIXTEEN_BIT = ("I", "F", "I;16", "I;16B", "I;16L")
+MAX_PIXELS = 50_000_000
+
+
+class ImageError(InputError):
+    """An image that cannot be used; the message is the reason alone."""
+
+
+def decode_image(content: bytes, max_pixels: int = MAX_PIXELS) -> tuple[Image.Image, str]:
+    """Decode an image file to RGB, its EXIF orientation applied.
+
+    `Image.verify` passes a half-truncated JPEG, so all pixels are decoded here.
+
+    Returns:
+        the RGB image, and what had to be converted ("" where the pixels are the file's own).
+
+    Raises:
+        ImageError: not an image, truncated, too large, or deeper than 8 bits a channel.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # our own limit below replaces Pillow's bomb warning
+            image = Image.open(io.BytesIO(content), formats=FORMATS)
+            if image.width * image.height > max_pixels:
+                raise ImageError(f"{image.width} x {image.height} pixels, more than the limit of {max_pixels}")
+            image.load()
+            oriented = ImageOps.exif_transpose(image)
+    except ImageError:
+        raise
+    except Image.DecompressionBombError:
+        raise ImageError(f"more pixels than the limit of {max_pixels}") from None
+    except Exception as error:  # Pillow's decoders raise nearly every type on damaged input
+        reason = "not an image" if isinstance(error, Image.UnidentifiedImageError) else f"cannot be decoded: {error}"
+        raise ImageError(reason) from None
+    if image.mode in _SIXTEEN_BIT:
+        raise ImageError(f"{image.mode} pixels; convert it to 8 bits a channel")
+    changes = []
+    if oriented.mode != "RGB":
+        changes.append(f"{oriented.mode} to RGB")
+    if image.getexif().get(0x0112, 1) != 1:
+        changes.append("EXIF orientation applied")
+    if getattr(image, "n_frames", 1) > 1:
+        changes.append(f"first of {image.n_frames} frames")
+    return oriented.convert("RGB"), ", ".join(changes)
+
+
+def format_mismatch(content: bytes, name: str) -> str:
+    """Why a file's name lies about its format, or ""."""
+    image_format = Image.open(io.BytesIO(content), formats=FORMATS).format or ""
+    suffix = Path(name).suffix.lower()
+    if suffix in _SUFFIXES_OF.get(image_format, {f".{image_format.lower()}"}):
+        return ""
+    return f"{image_format} content under the name {suffix or 'without ending'}"
+
+
+def read_rgb_image(path: Path) -> np.ndarray:
+    """Read an image file: uint8 (H, W, 3), RGB, 0..255.
+
+    Raises:
+        InputError: naming the file.
+    """
+    try:
+        return np.asarray(decode_image(path.read_bytes())[0])
+    except ImageError as error:
+        raise InputError(f"{path}: {error}; replace the file or remove its row") from None
+
+
+def encode_png(image: Image.Image) -> bytes:
+    """PNG bytes without metadata, so that equal pixels are equal bytes."""
+    buffer = io.BytesIO()
+    Image.fromarray(np.asarray(image)).save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def resize_and_centre_crop(image: np.ndarray, size_px: int) -> np.ndarray:
+    """Scale the shorter side to `size_px` and crop the centre: uint8 (H, W, 3) -> uint8 (size_px, size_px, 3).
+
+    Bilinear with antialiasing (Pillow), as torchvision's `Resize` and `CenterCrop` on an image.
+    """
+    height, width = image.shape[:2]
+    if (height, width) == (size_px, size_px):
+        return image
+    scale = size_px / min(height, width)
+    new_width, new_height = max(size_px, round(width * scale)), max(size_px, round(height * scale))
+    resized = np.asarray(Image.fromarray(image).resize((new_width, new_height), Image.Resampling.BILINEAR))
+    top, left = (new_height - size_px) // 2, (new_width - size_px) // 2
+    return resized[top : top + size_px, left : left + size_px]
