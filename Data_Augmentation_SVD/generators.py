@@ -54,7 +54,9 @@ class CameraMotionGenerator:
         """Pan and zoom over one image, in the direction that the seed draws."""
         frame = resize_and_centre_crop(image, self._frame_size)
         dx, dy = self.displacement_px(seed)
-        return np.stack([frame] + [self._move(frame, t * dx, t * dy, self._zoom**t) for t in range(1, self._num_frames)])
+        return np.stack(
+            [frame] + [self._move(frame, t * dx, t * dy, self._zoom**t) for t in range(1, self._num_frames)]
+        )
 
     def displacement_px(self, seed: int) -> tuple[float, float]:
         """How far the content moves right and down from one frame to the next, in pixels of the saved frame."""

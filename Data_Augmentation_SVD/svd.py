@@ -119,7 +119,9 @@ def _is_hub_id(name: str) -> bool:
 def _explain_load_error(diffusion_model: str, local: bool, error: Exception) -> str:
     first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     if local:
-        return f"diffusion_model: {diffusion_model} is not a complete SVD checkpoint in diffusers' format ({first_line})"
+        return (
+            f"diffusion_model: {diffusion_model} is not a complete SVD checkpoint in diffusers' format ({first_line})"
+        )
     return (
         f"diffusion_model: {diffusion_model} cannot be had from the model hub ({first_line}); on a machine with network "
         f"run 'hf download {diffusion_model}', copy the folder here and set diffusion_model to its path"

@@ -40,7 +40,10 @@ def image_set_inputs(data_root: Path, wnids_file: Path | None) -> dict[str, Path
     """The files whose content fixes an image set, for `start_run`."""
     if (data_root / "train.csv").exists() or (data_root / "val.csv").exists():
         return {"train_index": data_root / "train.csv", "val_index": data_root / "val.csv"}
-    return {"wnids_file": wnids_file or data_root / "wnids.txt", "val_annotations": data_root / "val/val_annotations.txt"}
+    return {
+        "wnids_file": wnids_file or data_root / "wnids.txt",
+        "val_annotations": data_root / "val/val_annotations.txt",
+    }
 
 
 def _read_raw_images(data_root: Path, split: str, wnids: list[str]) -> ItemIndex:

@@ -75,9 +75,7 @@ def list_val_images(tree: RawTree, wnids: list[str]) -> list[RawImage]:
     if annotations in tree.files_below("val"):
         images = _annotated_images(tree, annotations, set(wnids))
     else:
-        images = [
-            RawImage(path, wnid) for wnid in wnids for path in tree.files_below(f"val/{wnid}") if _is_image(path)
-        ]
+        images = [RawImage(path, wnid) for wnid in wnids for path in tree.files_below(f"val/{wnid}") if _is_image(path)]
     for wnid in wnids:
         if not any(image.wnid == wnid for image in images):
             raise InputError(
@@ -110,7 +108,9 @@ def read_wnids(path: Path) -> list[str]:
     try:
         wnids = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
     except (FileNotFoundError, IsADirectoryError):
-        raise InputError(f"wnids_file: {path} does not exist; give a file with one class a line, in label order") from None
+        raise InputError(
+            f"wnids_file: {path} does not exist; give a file with one class a line, in label order"
+        ) from None
     except UnicodeDecodeError:
         raise InputError(f"wnids_file: {path} is not UTF-8 text; give a file with one class a line") from None
     if not wnids:

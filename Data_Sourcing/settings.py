@@ -73,5 +73,3 @@ class DemoDatasetSettings(Settings):
         if self.train_per_class + self.val_per_class > 174:
             raise ValueError("train_per_class + val_per_class must be at most 174, the images of the rarest digit")
         return self
-
-

@@ -63,7 +63,7 @@ def run_training(settings: InflatedSettings) -> Path:
         input={"kind": "clip", "image_size": settings.image_size, "num_frames": settings.num_frames},
         mean=settings.mean,
         std=settings.std,
-        train_input=_clip_kind(train_clips),
+        train_input=train_clips.clip_kind,
         protocol=settings.protocol,
         seed=settings.seed,
         selection_split="val",
@@ -80,9 +80,3 @@ def run_training(settings: InflatedSettings) -> Path:
 def _read_clips(place: tuple[Path, Path], settings: InflatedSettings, num_classes: int | None) -> ItemIndex:
     index_path, clips_root = place
     return read_clip_index(index_path, clips_root, num_classes=num_classes, num_frames=settings.num_frames)
-
-
-def _clip_kind(clips: ItemIndex) -> str:
-    """What the clips are: their generator's name where the index has one."""
-    generators = set(clips.table["generator"]) if "generator" in clips.table else set()
-    return generators.pop() if len(generators) == 1 else "clip"

@@ -16,11 +16,11 @@ class VideoDataset(Dataset):
 
     Args:
         index: from `utils.artifacts.read_clip_index`.
-        num_frames: T; a clip with another number of frames is an error that names it.
+        num_frames: T; a clip with another number of frames is an error that names it. None takes what is there.
         image_size: the shorter side is scaled to it and the centre cropped, in pixels.
     """
 
-    def __init__(self, index: ItemIndex, *, num_frames: int = 3, image_size: int = 224) -> None:
+    def __init__(self, index: ItemIndex, *, num_frames: int | None = 3, image_size: int = 224) -> None:
         self._paths, self._labels = index.paths, index.labels
         self._num_frames, self._image_size = num_frames, image_size
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import io
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -330,18 +331,26 @@ class ItemIndex:
 
     @property
     def item_ids(self) -> list[str]:
-        """What an item is called in every table: its source image's SHA-256, or its path where that is unknown."""
-        for column in ("source_sha256", "sha256"):
-            # A clip's own hash is no name for its source: only an image index may fall back to `sha256`.
-            usable = column in self.table and (column == "source_sha256" or "image_path" in self.table)
-            if usable and (self.table[column] != "").all():
-                return list(self.table[column])
-        return list(self.table["video_path" if "video_path" in self.table else "image_path"])
+        """What an item is called in every table: its source image's SHA-256, or its path where that is unknown.
+
+        The second item of one source gets the suffix `#2`, and so on, so that ids are unique within a split.
+        """
+        # A clip's own hash is no name for its source: only an image index may use `sha256`.
+        column = "sha256" if "image_path" in self.table else "source_sha256"
+        if column not in self.table or (self.table[column] == "").any():
+            column = "image_path" if "image_path" in self.table else "video_path"
+        seen: Counter[str] = Counter()
+        ids = []
+        for item_id in self.table[column]:
+            seen[item_id] += 1
+            ids.append(item_id if seen[item_id] == 1 else f"{item_id}#{seen[item_id]}")
+        return ids
 
     @property
-    def is_named(self) -> bool:
-        """Whether the index names its classes."""
-        return "class_name" in self.table
+    def clip_kind(self) -> str:
+        """`clip:` and the generator's name; `clip:unknown` where the index does not say it, or names several."""
+        generators = set(self.table["generator"]) if "generator" in self.table else set()
+        return f"clip:{generators.pop() if len(generators) == 1 else 'unknown'}"
 
 
 def read_image_index(path: Path, *, verify: bool = True) -> ItemIndex:

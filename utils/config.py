@@ -146,12 +146,24 @@ def _merge_sources(settings_class: type[Settings], config: Path, overrides: list
     return raw
 
 
-def _merge_into(target: dict[str, Any], source: Mapping[str, Any]) -> None:
+def _merge_into(target: dict[Any, Any], source: Mapping[str, Any]) -> None:
     for key, value in source.items():
-        if isinstance(value, Mapping) and isinstance(target.get(key), dict):
-            _merge_into(target[key], value)
+        current = target.get(key)
+        if isinstance(value, Mapping) and isinstance(current, list):
+            target[key] = _merge_into_list(current, value, key)
+        elif isinstance(value, Mapping) and isinstance(current, dict):
+            _merge_into(current, value)
         else:
             target[key] = value
+
+
+def _merge_into_list(items: list[Any], source: Mapping[str, Any], key: str) -> list[Any]:
+    """`models.0.checkpoint=PATH`: items are addressed by their position, from 0."""
+    by_position: dict[Any, Any] = {str(position): item for position, item in enumerate(items)}
+    if unknown := [part for part in source if part not in by_position]:
+        raise InputError(f"override {key}.{unknown[0]}: {key!r} is a list with positions 0 to {len(items) - 1}")
+    _merge_into(by_position, source)
+    return list(by_position.values())
 
 
 def _use_field_names(settings_class: type[Settings], raw: dict[str, Any], origin: str) -> dict[str, Any]:

@@ -135,7 +135,9 @@ def _lock_folder(output_dir: Path, config_name: str) -> IO[str]:
         fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         lock.close()
-        raise InputError(f"{output_dir}: another process is writing here; wait for it, or choose another output_dir") from None
+        raise InputError(
+            f"{output_dir}: another process is writing here; wait for it, or choose another output_dir"
+        ) from None
     return lock
 
 

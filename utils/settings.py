@@ -62,7 +62,9 @@ class TrainingSettings(Settings):
         if weights in ("imagenet", "none") or not (info.context or {}).get("check_paths", True):
             return weights
         if not Path(weights).is_file():
-            raise ValueError(f"{weights!r} is neither imagenet, none, nor a checkpoint file; correct it or train it first")
+            raise ValueError(
+                f"{weights!r} is neither imagenet, none, nor a checkpoint file; correct it or train it first"
+            )
         return weights
 
     @property

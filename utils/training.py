@@ -90,7 +90,9 @@ def build_recipe(device: str, precision: str) -> Recipe:
         raise InputError("device: 'cuda' is not available on this machine; set device: auto")
     state = PartialState(cpu=device == "cpu")
     if state.num_processes > 1:
-        raise InputError(f"{state.num_processes} processes were launched; this trainer runs in one, start it with python -m")
+        raise InputError(
+            f"{state.num_processes} processes were launched; this trainer runs in one, start it with python -m"
+        )
     if precision == "fp16" and state.device.type == "cpu":
         raise InputError("precision: fp16 needs a GPU; set precision: bf16 or fp32")
     return Recipe(state.device, {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision])
@@ -318,5 +320,3 @@ def _draw_curves(history: list[dict[str, Any]], path: Path) -> None:
     accuracy_axes.set(xlabel="epoch", ylabel="top-1 (fraction)", ylim=(0, 1))
     accuracy_axes.legend()
     write_with(path, lambda partial: figure.savefig(partial, format="png", dpi=120))
-
-

@@ -1,0 +1,112 @@
+"""What a model costs: parameters, multiply-accumulates, and time that is really the model's."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+from Model_Evaluation.models import MODEL_BUILDERS, MODEL_NAMES, describe_input, load_model
+from Model_Evaluation.settings import CostSettings, DataSettings
+from utils.checkpoints import read_description
+from utils.errors import InputError
+from utils.training import Recipe
+
+
+def models_to_count(settings: CostSettings) -> Iterator[tuple[str, nn.Module, tuple[int, ...]]]:
+    """Name, model and one item's input shape: of the paper's pair, or of the settings' checkpoint.
+
+    Raises:
+        InputError: a checkpoint that is not one of this project's.
+    """
+    if settings.checkpoint is not None:
+        described = read_description(settings.checkpoint)
+        if described is None:
+            raise InputError(
+                f"checkpoint: {settings.checkpoint} does not describe its model; give a model_best.safetensors"
+            )
+        form = describe_input(described.type, settings.checkpoint, DataSettings())
+        yield str(settings.checkpoint), load_model(described.type, settings.checkpoint)[0], form.shape
+        return
+    for model_type, builder in MODEL_BUILDERS.items():
+        size = (settings.image_size, settings.image_size)
+        shape = (3, *size) if model_type == "baseline" else (3, settings.num_frames, *size)
+        yield (
+            MODEL_NAMES[model_type],
+            builder(settings.num_classes, classifier_width=settings.classifier_width).eval(),
+            shape,
+        )
+
+
+def count_parameters(model: nn.Module) -> int:
+    """All parameters, trainable or not."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def count_nominal_macs(model: nn.Module, input_shape: tuple[int, ...]) -> int:
+    """Multiply-accumulates of one item as ptflops' pytorch backend counts them (the paper's figure).
+
+    Args:
+        input_shape: of one item, without the batch.
+    """
+    from ptflops import get_model_complexity_info
+
+    macs, _ = get_model_complexity_info(
+        model, input_shape, as_strings=False, print_per_layer_stat=False, verbose=False, backend="pytorch"
+    )
+    if macs is None:
+        raise RuntimeError(f"ptflops could not run {type(model).__name__} on an input of shape {input_shape}")
+    return int(macs)
+
+
+@torch.inference_mode()
+def measure_latency(
+    model: nn.Module, inputs: torch.Tensor, recipe: Recipe, *, warmup: int, repetitions: int
+) -> list[float]:
+    """Wall time of single forward passes in ms, the device synchronised before and after each, warm-up left out.
+
+    Args:
+        inputs: a normalised batch on the recipe's device.
+    """
+    latencies_ms: list[float] = []
+    for repetition in range(warmup + repetitions):
+        _synchronise(recipe.device)
+        started_s = time.perf_counter()
+        with recipe.autocast():
+            model(inputs)
+        _synchronise(recipe.device)
+        if repetition >= warmup:
+            latencies_ms.append((time.perf_counter() - started_s) * 1e3)
+    return latencies_ms
+
+
+def latency_rows(
+    run_id: str, precision: str, device: str, batch_size: int, latencies_ms: list[float]
+) -> list[dict[str, Any]]:
+    """Rows of `inference_times.csv`, one a timed pass."""
+    return [
+        {
+            "run_id": run_id,
+            "device": device,
+            "precision": precision,
+            "batch_size": batch_size,
+            "repetition": repetition,
+            "batch_latency_ms": latency,
+        }
+        for repetition, latency in enumerate(latencies_ms, start=1)
+    ]
+
+
+def device_name(device: torch.device) -> str:
+    """The device's own name, or `cpu` with its thread count, which latency depends on."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"cpu ({torch.get_num_threads()} threads)" if device.type == "cpu" else device.type
+
+
+def _synchronise(device: torch.device) -> None:
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)

@@ -1,0 +1,194 @@
+"""Score models, each on a stated input, into the four measured tables; each finished model survives a kill."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from Model_Evaluation.costs import count_nominal_macs, count_parameters, device_name, latency_rows, measure_latency
+from Model_Evaluation.derived import DONE_FILE, MEASURED, OWNED_FILES, format_summary, write_derived
+from Model_Evaluation.inputs import INPUT_BUILDERS, SPLIT, TestData
+from Model_Evaluation.models import InputFormat, describe_input, load_model, named_classes, run_columns
+from Model_Evaluation.settings import EvaluationSettings, ScoredModel
+from utils.artifacts import ClassInfo, read_table, require_same_classes, write_table
+from utils.checkpoints import read_description
+from utils.errors import InputError
+from utils.runs import Run, remove_owned, start_run
+from utils.training import Preprocessing, Recipe, build_loader, build_recipe
+from utils.utils import progress, true_label_ranks
+
+log = logging.getLogger(__name__)
+_PARTS = "parts"
+
+
+@dataclass(frozen=True)
+class _Job:
+    """One model with everything it needs, checked before the first model runs."""
+
+    model: ScoredModel
+    form: InputFormat
+    test: TestData
+
+
+def run_evaluation(settings: EvaluationSettings) -> Path:
+    """Score all models, write the measured tables, then everything that follows from them; return the folder."""
+    run = _start(settings)
+    if not (run.dir / DONE_FILE).exists():
+        jobs = [_prepare_job(settings, model) for model in settings.scored_models]
+        recipe = build_recipe(settings.device, settings.precision)
+        for job in jobs:
+            _score_unless_done(job, settings, recipe, run.dir / _PARTS / job.model.name)
+        _merge_parts(run.dir, [job.model.name for job in jobs])
+        write_derived(run.dir, run.dir)
+        remove_owned(run.dir, (_PARTS,))
+    else:
+        log.info("%s is complete; nothing to do", run.dir)
+    print(format_summary(run.dir))
+    return run.dir
+
+
+def _start(settings: EvaluationSettings) -> Run:
+    inputs = {f"checkpoint of {model.name}": model.checkpoint for model in settings.scored_models}
+    data = settings.data
+    if data.root is not None:
+        candidates = (data.root / data.val_csv, data.val_csv)
+        inputs["clip index"] = next((path for path in candidates if path.is_file()), candidates[0])
+    if data.images_root is not None:
+        inputs["image index"] = data.images_root / f"{SPLIT}.csv"
+    return start_run(settings, owned=(*OWNED_FILES, _PARTS), inputs=inputs)
+
+
+def _prepare_job(settings: EvaluationSettings, model: ScoredModel) -> _Job:
+    form = describe_input(model.type, model.checkpoint, settings.data)
+    described = read_description(model.checkpoint)
+    num_classes = settings.num_classes or (len(described.classes) if described else None)
+    test = INPUT_BUILDERS[model.input](settings.data, form, num_classes)
+    if settings.num_classes is not None and len(test.index.classes) != settings.num_classes:
+        raise InputError(
+            f"num_classes: is {settings.num_classes}, but {test.index.index_path} has {len(test.index.classes)} classes"
+        )
+    if described is not None:
+        require_same_classes(described.classes, str(model.checkpoint), test.index.classes, str(test.index.index_path))
+    return _Job(model, form, test)
+
+
+def _score_unless_done(job: _Job, settings: EvaluationSettings, recipe: Recipe, part_dir: Path) -> None:
+    """Write one model's share of the four tables; the last of them marks it done."""
+    paths = {name: part_dir / f"{name}.csv" for name in MEASURED}
+    if all(path.exists() for path in paths.values()):
+        log.info("%s is scored already", job.model.name)
+        return
+    log.info("scoring %s on %s (%d items)", job.model.name, job.test.name, len(job.test.index))
+    tables = score_model(job, settings, recipe)
+    for name, rows in tables.items():
+        write_table(rows, paths[name], MEASURED[name])
+
+
+def score_model(job: _Job, settings: EvaluationSettings, recipe: Recipe) -> dict[str, list[dict[str, Any]]]:
+    """All measurements of one model: rows by table name."""
+    run_id = job.model.name
+    model, described = load_model(job.model.type, job.model.checkpoint)
+    model.to(recipe.device)
+    columns = run_columns(described, job.model.type, job.model.arm, job.test.name, SPLIT, run_id)
+    classes = named_classes(job.test.index.classes, described)
+    probabilities, labels = predict(model, job, settings, recipe)
+    if probabilities.shape[1] != len(classes):
+        raise InputError(
+            f"{job.model.checkpoint}: has {probabilities.shape[1]} outputs, the data {len(classes)} classes; use the "
+            "class list of the training"
+        )
+    item_ids = job.test.index.item_ids
+    return {
+        "predictions": prediction_rows(columns, item_ids, labels, probabilities, classes),
+        "probabilities": probability_rows(run_id, item_ids, probabilities),
+        "inference_times": _time_inference(model, job, settings, recipe),
+        "model_costs": [
+            {
+                "run_id": run_id,
+                "model": columns["model"],
+                "input_shape": "x".join(map(str, job.form.shape)),
+                "num_parameters": count_parameters(model),
+                "nominal_macs": count_nominal_macs(model, job.form.shape),
+            }
+        ],
+    }
+
+
+@torch.inference_mode()
+def predict(model: nn.Module, job: _Job, settings: EvaluationSettings, recipe: Recipe) -> tuple[np.ndarray, np.ndarray]:
+    """Probabilities float64 (N, num_classes) and labels int (N,), in index order."""
+    preprocess = Preprocessing(job.form.mean, job.form.std)
+    loader = build_loader(job.test.data, batch_size=settings.data.batch_size, workers=settings.data.workers)
+    probabilities, labels = [], []
+    for inputs, target in progress(loader, len(loader), job.model.name, every=25):
+        with recipe.autocast():
+            logits = model(preprocess(inputs.to(recipe.device)))
+        probabilities.append(logits.double().softmax(dim=1).cpu().numpy())
+        labels.append(target.numpy())
+    return np.concatenate(probabilities), np.concatenate(labels)
+
+
+def prediction_rows(
+    columns: dict[str, Any],
+    item_ids: list[str],
+    labels: np.ndarray,
+    probabilities: np.ndarray,
+    classes: tuple[ClassInfo, ...],
+) -> list[dict[str, Any]]:
+    """Rows of `predictions.csv`: probabilities float (N, num_classes); ties go to the lower label."""
+    predicted = probabilities.argmax(axis=1)
+    ranks = true_label_ranks(probabilities, labels)
+    return [
+        columns
+        | {
+            "item_id": item_id,
+            "label": label,
+            "class_name": classes[label].class_name,
+            "predicted_label": guess,
+            "predicted_class_name": classes[guess].class_name,
+            "true_label_rank": rank,
+            "prob_true": probabilities[position, label],
+        }
+        for position, (item_id, label, guess, rank) in enumerate(zip(item_ids, labels, predicted, ranks, strict=True))
+    ]
+
+
+def probability_rows(run_id: str, item_ids: list[str], probabilities: np.ndarray) -> list[dict[str, Any]]:
+    """Rows of `probabilities.csv`: one an item and class."""
+    return [
+        {"run_id": run_id, "item_id": item_id, "label": label, "probability": probability}
+        for item_id, row in zip(item_ids, probabilities, strict=True)
+        for label, probability in enumerate(row)
+    ]
+
+
+def _time_inference(model: nn.Module, job: _Job, settings: EvaluationSettings, recipe: Recipe) -> list[dict[str, Any]]:
+    preprocess = Preprocessing(job.form.mean, job.form.std)
+    first, _ = job.test.data[0]
+    rows = []
+    for batch_size in settings.latency.batch_sizes:
+        batch = first[None].expand(batch_size, *first.shape).to(recipe.device)
+        latencies_ms = measure_latency(
+            model,
+            preprocess(batch),
+            recipe,
+            warmup=settings.latency.warmup,
+            repetitions=settings.latency.repetitions,
+        )
+        name = device_name(recipe.device)
+        rows += latency_rows(job.model.name, settings.precision, name, batch_size, latencies_ms)
+    return rows
+
+
+def _merge_parts(output_dir: Path, run_ids: list[str]) -> None:
+    """Join the models' shares, in the order of the config, into the four measured tables."""
+    for name, table in MEASURED.items():
+        frames = [read_table(output_dir / _PARTS / run_id / f"{name}.csv", table) for run_id in run_ids]
+        rows = [row for frame in frames for row in frame.to_dict("records")]
+        write_table(rows, output_dir / f"{name}.csv", table)

@@ -1,0 +1,128 @@
+"""From a checkpoint to a model ready to be scored, with what the tables say of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from Baseline_VGG.vgg_baseline import build_vgg11
+from Inflated_3D_VGG.vgg_inflated import build_vgg11_3d
+from Model_Evaluation.settings import DataSettings
+from utils.artifacts import ClassInfo
+from utils.checkpoints import ModelDescription, StateDict, load_state, read_description, read_weights
+from utils.errors import InputError
+from utils.settings import IMAGENET_MEAN, IMAGENET_STD
+
+MODEL_BUILDERS: dict[str, Callable[..., nn.Module]] = {"baseline": build_vgg11, "inflated": build_vgg11_3d}
+MODEL_NAMES = {"baseline": "vgg11_bn", "inflated": "vgg11_bn_3d"}
+UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True)
+class InputFormat:
+    """What a model wants to see: `num_frames` is None for images; mean and std per RGB channel, of values in 0..1."""
+
+    image_size: int
+    num_frames: int | None
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of one item: (3, H, W) or (3, T, H, W)."""
+        size = (self.image_size, self.image_size)
+        return (3, *size) if self.num_frames is None else (3, self.num_frames, *size)
+
+
+def describe_input(model_type: str, checkpoint: Path, data: DataSettings) -> InputFormat:
+    """The input format: what the checkpoint says; the settings fill in for files that say nothing.
+
+    Raises:
+        InputError: the checkpoint is of another type, or the settings contradict it.
+    """
+    described = read_description(checkpoint)
+    given = {"image_size": data.image_size, "num_frames": data.num_frames, "mean": data.mean, "std": data.std}
+    if described is None:
+        recorded = {"image_size": 224, "num_frames": 3, "mean": IMAGENET_MEAN, "std": IMAGENET_STD}
+        values = {key: recorded[key] if value is None else value for key, value in given.items()}
+    else:
+        if described.type != model_type:
+            raise InputError(f"{checkpoint}: is a {described.type!r} checkpoint, not {model_type!r}; correct its type")
+        values = {**described.input, "mean": described.mean, "std": described.std}
+        _refuse_contradictions(given, values, checkpoint)
+    num_frames = values["num_frames"] if model_type == "inflated" else None
+    return InputFormat(values["image_size"], num_frames, tuple(values["mean"]), tuple(values["std"]))
+
+
+def load_model(model_type: str, checkpoint: Path) -> tuple[nn.Module, ModelDescription | None]:
+    """Build the network that a checkpoint was made by, in eval mode, with its weights.
+
+    Raises:
+        InputError: not a checkpoint of this type.
+    """
+    state_dict, described = read_weights(checkpoint)
+    options = _options_of(state_dict, described, checkpoint)
+    model = MODEL_BUILDERS[model_type](**options)
+    load_state(model, state_dict, checkpoint)
+    return model.eval(), described
+
+
+def count_classes(checkpoint: Path) -> int | None:
+    """How many classes a checkpoint says it has; None where it says nothing."""
+    described = read_description(checkpoint)
+    return None if described is None else len(described.classes)
+
+
+def run_columns(
+    described: ModelDescription | None, model_type: str, arm: str | None, test_input: str, split: str, run_id: str
+) -> dict[str, Any]:
+    """The columns that every row of a run carries in every table."""
+    train_input = described.train_input if described else UNKNOWN
+    prefix = "2d" if model_type == "baseline" else "3d"
+    return {
+        "run_id": run_id,
+        "protocol": described.protocol if described else UNKNOWN,
+        "arm": arm or f"{prefix}_{train_input.removeprefix('clip:')}",
+        "model": MODEL_NAMES[model_type],
+        "train_input": train_input,
+        "test_input": test_input,
+        "split": split,
+        "selection_split": described.selection_split if described else UNKNOWN,
+        "seed": described.seed if described else None,
+    }
+
+
+def named_classes(index_classes: tuple[ClassInfo, ...], described: ModelDescription | None) -> tuple[ClassInfo, ...]:
+    """Class names from the index, or from the checkpoint where the index has none (two published columns)."""
+    if described is not None and not any(item.wnid for item in index_classes):
+        return described.classes
+    return index_classes
+
+
+def _options_of(state_dict: StateDict, described: ModelDescription | None, checkpoint: Path) -> dict[str, Any]:
+    if described is not None:
+        return {"num_classes": len(described.classes), **described.options}
+    try:
+        width, num_classes = len(state_dict["classifier.0.weight"]), len(state_dict["classifier.6.weight"])
+    except (KeyError, TypeError):
+        raise InputError(
+            f"{checkpoint}: is no VGG-11 checkpoint (no classifier.0.weight); give the right file"
+        ) from None
+    return {"num_classes": num_classes, "classifier_width": width}
+
+
+def _refuse_contradictions(given: dict[str, Any], recorded: dict[str, Any], checkpoint: Path) -> None:
+    for key, value in given.items():
+        known = recorded.get(key)
+        if value is None or known is None:
+            continue
+        same = torch.allclose(torch.tensor(value, dtype=torch.float64), torch.tensor(known, dtype=torch.float64))
+        if not same:
+            raise InputError(
+                f"data.{key}: is {value}, but {checkpoint} was trained with {known}; drop the key or use that value"
+            )
