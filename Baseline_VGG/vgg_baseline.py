@@ -95,6 +95,6 @@ def _imagenet_state_dict() -> StateDict:
         return weights.get_state_dict(progress=False, check_hash=True)
     except (URLError, OSError, RuntimeError) as error:
         raise InputError(
-            f"weights: imagenet cannot be fetched ({error}); download {weights.url} on a machine with network and save it "
-            f"as {target}, or set weights: none"
+            f"weights: imagenet cannot be fetched ({error}); download {weights.url} on a machine with network and "
+            f"save it as {target}, or set weights: none"
         ) from None

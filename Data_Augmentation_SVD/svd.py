@@ -123,6 +123,6 @@ def _explain_load_error(diffusion_model: str, local: bool, error: Exception) -> 
             f"diffusion_model: {diffusion_model} is not a complete SVD checkpoint in diffusers' format ({first_line})"
         )
     return (
-        f"diffusion_model: {diffusion_model} cannot be had from the model hub ({first_line}); on a machine with network "
-        f"run 'hf download {diffusion_model}', copy the folder here and set diffusion_model to its path"
+        f"diffusion_model: {diffusion_model} cannot be had from the model hub ({first_line}); on a machine with "
+        f"network run 'hf download {diffusion_model}', copy the folder here and set diffusion_model to its path"
     )

@@ -269,7 +269,8 @@ def _replace_functional_calls(model: nn.Module) -> nn.Module:
         graph = fx.Tracer(autowrap_functions=(channel_shuffle,)).trace(model)
     except (fx.proxy.TraceError, TypeError, ValueError):
         return model  # data-dependent control flow: its forward is left as it is
-    if not any([_replace_call(node) for node in graph.nodes]):
+    changed = [_replace_call(node) for node in graph.nodes]
+    if not any(changed):
         return model
     traced = fx.GraphModule(model, graph)
     has_dropout = any(node.target is functional.dropout for node in graph.nodes)

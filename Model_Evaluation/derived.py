@@ -183,9 +183,7 @@ def _require_consistency(measured: dict[str, pd.DataFrame], results_dir: Path) -
     expected = set(measured["predictions"]["run_id"])
     for name, frame in measured.items():
         if missing := sorted(expected - set(frame["run_id"])):
-            raise InputError(
-                f"{results_dir / name}.csv: run {missing[0]!r} of predictions.csv is missing; evaluate again"
-            )
+            raise InputError(f"{results_dir / name}.csv: run {missing[0]!r} of predictions.csv is missing; rerun")
     counts = measured["probabilities"].groupby("run_id")["label"].max() + 1
     for line, row in measured["predictions"].iterrows():
         where = f"{results_dir / 'predictions.csv'} line {line}"

@@ -1,4 +1,4 @@
-"""Checkpoints: self-describing safetensors weights, resumable training state, and the paper's `.pth.tar`; no pickle runs."""
+"""Checkpoints: self-describing safetensors weights, resumable state, the paper's `.pth.tar`; no pickle ever runs."""
 
 from __future__ import annotations
 
@@ -175,7 +175,8 @@ def _load_torch(path: Path) -> Any:
     except pickle.UnpicklingError as error:
         if zipfile.is_zipfile(path):
             raise InputError(
-                f"{path}: holds Python objects that could run code, and was not loaded; save tensors and plain values only"
+                f"{path}: holds Python objects that could run code, and was not loaded; save tensors and plain "
+                "values only"
             ) from None
         raise InputError(f"{path}: is truncated or not a checkpoint ({_first_line(error)}); restore it") from None
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError, IndexError, TypeError) as error:

@@ -84,10 +84,8 @@ def resolve_item(root: Path, relative: str, where: str) -> Path:
     path = root / pure
     if not path.is_file():
         raise InputError(f"{where}: there is no file {relative!r} below {root}; restore it or remove the row")
-    if path.is_symlink() or os.path.realpath(path) != os.path.join(os.path.realpath(root), *pure.parts):
-        real = Path(os.path.realpath(path))
-        if not real.is_relative_to(os.path.realpath(root)):
-            raise InputError(f"{where}: {relative!r} is a link that leaves {root}; copy the file into the folder")
+    if not path.resolve().is_relative_to(root.resolve()):
+        raise InputError(f"{where}: {relative!r} is a link that leaves {root}; copy the file into the folder")
     return path
 
 
