@@ -64,7 +64,7 @@ def compute_derived(measured: dict[str, pd.DataFrame]) -> dict[str, pd.DataFrame
         matrix = compute_confusion(rows, num_classes)
         columns = rows.iloc[0][_RUN_COLUMNS].to_dict()
         names = _class_names(rows, num_classes)
-        per_class = compute_per_class(matrix)
+        per_class = compute_per_class(rows, num_classes)
         parts["confusion_flat"] += _confusion_rows(columns, matrix, names)
         parts["per_class_metrics"] += [
             columns | {"label": label, "class_name": names[label]} | row for label, row in enumerate(per_class)
@@ -83,22 +83,24 @@ def compute_confusion(predictions: pd.DataFrame, num_classes: int) -> np.ndarray
     )
 
 
-def compute_per_class(matrix: np.ndarray) -> list[dict[str, float]]:
-    """Precision, recall, F1 and counts a class from a confusion matrix; 0 where a class is never predicted or absent."""
-    correct, predicted, present = np.diag(matrix), matrix.sum(axis=0), matrix.sum(axis=1)
-    precision = _ratio(correct, predicted)
-    recall = _ratio(correct, present)
-    f1 = _ratio(2 * correct, predicted + present)
+def compute_per_class(predictions: pd.DataFrame, num_classes: int) -> list[dict[str, float]]:
+    """Precision, recall, F1 and counts a class; 0 where a class is never predicted or absent."""
+    from sklearn.metrics import precision_recall_fscore_support
+
+    labels, predicted = predictions["label"].to_numpy(), predictions["predicted_label"].to_numpy()
+    precision, recall, f1, support = precision_recall_fscore_support(
+        labels, predicted, labels=range(num_classes), zero_division=0
+    )
     return [
         {
             "precision": precision[label],
             "recall": recall[label],
             "f1": f1[label],
-            "num_items": int(present[label]),
-            "num_predicted": int(predicted[label]),
-            "num_correct": int(correct[label]),
+            "num_items": int(support[label]),
+            "num_predicted": int((predicted == label).sum()),
+            "num_correct": int(((predicted == label) & (labels == label)).sum()),
         }
-        for label in range(len(matrix))
+        for label in range(num_classes)
     ]
 
 
@@ -122,10 +124,6 @@ def format_summary(results_dir: Path) -> str:
     body = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
     body.insert(1, "-" * len(body[0]))
     return "\n".join(["", *body, "", f"tables:  {results_dir}/*.csv", f"figures: {results_dir}/figures/*.png"])
-
-
-def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
-    return np.divide(part, whole, out=np.zeros(len(part)), where=whole > 0)
 
 
 def _class_names(rows: pd.DataFrame, num_classes: int) -> list[str]:
