@@ -11,7 +11,7 @@ from Data_Sourcing.raw_layout import RawImage, RawTree, list_images, open_raw_tr
 from Data_Sourcing.settings import ClassSetting, SourcingSettings
 from utils.artifacts import IMAGE_INDEX, SOURCING_ISSUES, read_table, write_table
 from utils.errors import InputError
-from utils.files import sha256_bytes, write_bytes
+from utils.files import atomic_path, sha256_bytes, write_bytes
 from utils.images import ImageError, decode_image, encode_png, format_mismatch
 from utils.runs import start_run
 from utils.utils import progress
@@ -64,15 +64,18 @@ def run_sourcing(settings: SourcingSettings, split: str) -> Path:
 
 
 def _fetch_raw_data(settings: SourcingSettings) -> Path:
-    if not settings.download or settings.raw_root.is_dir():
-        return settings.raw_root
-    from torchvision.datasets.utils import download_url  # heavy, and only needed for a download
-
+    """The raw data's path; downloaded first where that is asked for and nothing is there yet."""
     path = settings.raw_root
+    if not settings.download or path.exists():
+        return path
     if path.suffix != ".zip":
         raise InputError(f"raw_root: {path} must end in .zip when download is true; the archive is saved there")
+    from torchvision.datasets.utils import download_url  # heavy, and only needed for a download
+
+    log.info("downloading %s", settings.download_url)
     try:
-        download_url(settings.download_url, str(path.parent), path.name, settings.download_md5)
+        with atomic_path(path) as partial:
+            download_url(settings.download_url, str(partial.parent), partial.name, settings.download_md5)
     except (OSError, RuntimeError) as error:  # RuntimeError: the checksum differs
         raise InputError(
             f"download of {settings.download_url} failed ({error}); fetch it by hand, save it as {path} and set "
