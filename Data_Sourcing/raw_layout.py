@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Protocol
@@ -94,7 +95,7 @@ def read_words(tree: RawTree) -> dict[str, str]:
     """`words.txt`: wnid -> the first of its names; {} where there is no such file."""
     if "words.txt" not in tree.files_below(""):
         return {}
-    lines = tree.read_bytes("words.txt").decode("utf-8-sig").splitlines()
+    lines = _read_lines(tree, "words.txt")
     pairs = (line.split("\t", 1) for line in lines if "\t" in line)
     return {wnid: names.split(",")[0].strip() for wnid, names in pairs}
 
@@ -106,26 +107,31 @@ def read_wnids(path: Path) -> list[str]:
         InputError: no such file, empty, or a class listed twice.
     """
     try:
-        wnids = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
     except (FileNotFoundError, IsADirectoryError):
         raise InputError(
             f"wnids_file: {path} does not exist; give a file with one class a line, in label order"
         ) from None
     except UnicodeDecodeError:
         raise InputError(f"wnids_file: {path} is not UTF-8 text; give a file with one class a line") from None
-    if not wnids:
-        raise InputError(f"wnids_file: {path} is empty; give one class a line, in label order")
-    for line, wnid in enumerate(wnids, start=1):
-        if wnid in wnids[: line - 1]:
+    wnids: list[str] = []
+    for line, wnid in enumerate(lines, start=1):
+        if not wnid:
+            continue
+        if wnid in wnids:
             raise InputError(f"wnids_file: {path} line {line}: class {wnid!r} is listed twice; remove one")
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.\-]*", wnid):
             raise InputError(f"wnids_file: {path} line {line}: {wnid!r} is no folder name; give one class a line")
+        wnids.append(wnid)
+    if not wnids:
+        raise InputError(f"wnids_file: {path} is empty; give one class a line, in label order")
     return wnids
 
 
 def _annotated_images(tree: RawTree, annotations: str, wnids: set[str]) -> list[RawImage]:
     images = []
-    lines = tree.read_bytes(annotations).decode("utf-8-sig").splitlines()
+    lines = _read_lines(tree, annotations)
+    first_line: dict[str, int] = {}
     for number, line in enumerate(lines, start=1):
         cells = line.split("\t")
         if not line.strip():
@@ -135,9 +141,20 @@ def _annotated_images(tree: RawTree, annotations: str, wnids: set[str]) -> list[
                 f"{tree.name}/{annotations} line {number}: expected 'file<TAB>wnid<TAB>...', got {line[:60]!r}; "
                 "restore the file"
             )
+        if (earlier := first_line.setdefault(cells[0], number)) != number:
+            raise InputError(
+                f"{tree.name}/{annotations} line {number}: {cells[0]!r} stands already on line {earlier}; remove one"
+            )
         if cells[1] in wnids:
             images.append(RawImage(f"val/images/{cells[0]}", cells[1]))
     return images
+
+
+def _read_lines(tree: RawTree, path: str) -> list[str]:
+    try:
+        return tree.read_bytes(path).decode("utf-8-sig").splitlines()
+    except UnicodeDecodeError:
+        raise InputError(f"{tree.name}/{path}: is not UTF-8 text; restore the file") from None
 
 
 def _is_image(path: str) -> bool:
@@ -193,5 +210,5 @@ class _ZipTree:
             return self._zip.read(self._prefix + path)
         except KeyError:
             raise FileNotFoundError(path) from None
-        except zipfile.BadZipFile as error:
+        except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:  # RuntimeError: it is encrypted
             raise OSError(f"damaged inside the zip: {error}") from None

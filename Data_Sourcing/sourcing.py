@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from dataclasses import dataclass
+from itertools import chain, count
 from pathlib import Path, PurePosixPath
 
 from Data_Sourcing.raw_layout import RawImage, RawTree, list_images, open_raw_tree
@@ -52,7 +53,8 @@ def run_sourcing(settings: SourcingSettings, split: str) -> Path:
     labels = {item.wnid: (label, item) for label, item in enumerate(settings.classes)}
     images = list_images(tree, split, list(labels))
     steps = progress(images, len(images), f"{split} images", every=1000)
-    sourced = [_source_image(tree, image, *labels[image.wnid], run.dir, split) for image in steps]
+    taken: set[str] = set()
+    sourced = [_source_image(tree, image, *labels[image.wnid], run.dir, split, taken) for image in steps]
     rows = [item.row for item in sourced if item.row]
     issues = [item.issue for item in sourced if item.issue]
     issues += _describe_duplicates(rows)
@@ -84,7 +86,9 @@ def _fetch_raw_data(settings: SourcingSettings) -> Path:
     return path
 
 
-def _source_image(tree: RawTree, image: RawImage, label: int, item: ClassSetting, root: Path, split: str) -> _Sourced:
+def _source_image(
+    tree: RawTree, image: RawImage, label: int, item: ClassSetting, root: Path, split: str, taken: set[str]
+) -> _Sourced:
     identity = {"label": label, "class_name": item.name, "wnid": item.wnid}
     try:
         content = tree.read_bytes(image.path)
@@ -96,10 +100,19 @@ def _source_image(tree: RawTree, image: RawImage, label: int, item: ClassSetting
     name = _flat_name(image)
     if change:
         content, name = encode_png(decoded), f"{name}.png"
-    relative = f"{split}/{item.wnid}/{name}"
+    relative = _free_name(f"{split}/{item.wnid}/{name}", taken)
     write_bytes(root / relative, content)
     issue = {"source_path": image.path, **identity, "status": "converted", "reason": change} if change else None
     return _Sourced({"image_path": relative, **identity, "sha256": sha256_bytes(content)}, issue)
+
+
+def _free_name(relative: str, taken: set[str]) -> str:
+    """The path itself, or with `_2`, `_3`, ... before its ending where an earlier image has it; then it is taken."""
+    path = PurePosixPath(relative)
+    numbered = (str(path.with_stem(f"{path.stem}_{number}")) for number in count(2))
+    free = next(name for name in chain([relative], numbered) if name not in taken)
+    taken.add(free)
+    return free
 
 
 def _flat_name(image: RawImage) -> str:

@@ -67,6 +67,11 @@ def _start(settings: EvaluationSettings) -> Run:
 def _prepare_job(settings: EvaluationSettings, model: ScoredModel) -> _Job:
     form = describe_input(model.type, model.checkpoint, settings.data)
     described = read_description(model.checkpoint)
+    if described and settings.num_classes not in (None, len(described.classes)):
+        raise InputError(
+            f"num_classes: is {settings.num_classes}, but {model.checkpoint} has {len(described.classes)} classes; "
+            "drop the key or use that value"
+        )
     num_classes = settings.num_classes or (len(described.classes) if described else None)
     test = INPUT_BUILDERS[model.input](settings.data, form, num_classes)
     if settings.num_classes is not None and len(test.index.classes) != settings.num_classes:

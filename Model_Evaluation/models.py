@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,8 +67,11 @@ def load_model(model_type: str, checkpoint: Path) -> tuple[nn.Module, ModelDescr
         InputError: not a checkpoint of this type.
     """
     state_dict, described = read_weights(checkpoint)
+    builder = MODEL_BUILDERS[model_type]
     options = _options_of(state_dict, described, checkpoint)
-    model = MODEL_BUILDERS[model_type](**options)
+    if unknown := sorted(options.keys() - inspect.signature(builder).parameters.keys()):
+        raise InputError(f"{checkpoint}: its description has the unknown option {unknown[0]!r}; train again")
+    model = builder(**options)
     load_state(model, state_dict, checkpoint)
     return model.eval(), described
 

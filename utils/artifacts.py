@@ -46,11 +46,16 @@ class Column:
                 raise InputError(f"{where}: column {self.name!r} is {text!r}; known: {', '.join(self.choices)}")
             return text
         try:
+            if "_" in text or not text.isascii():  # Python takes 1_0 and the digits of every script
+                raise ValueError(text)
             value = int(text) if self.kind == "int" else float(text)
         except ValueError:
             kind = "a whole number" if self.kind == "int" else "a number"
             raise InputError(f"{where}: column {self.name!r} is {text!r}, expected {kind}") from None
-        if not math.isfinite(value) or (self.minimum is not None and value < self.minimum):
+        fits = -(2**63) <= value < 2**63 if self.kind == "int" else math.isfinite(value)
+        if not fits:
+            raise InputError(f"{where}: column {self.name!r} is {text[:40]}, expected a finite number of 64 bits")
+        if self.minimum is not None and value < self.minimum:
             raise InputError(f"{where}: column {self.name!r} is {text}, expected at least {self.minimum:g}")
         return value
 
@@ -413,13 +418,17 @@ def locate_clip_index(data_root: Path, csv_path: Path, split: str) -> tuple[Path
     return index_path, folder if folder.is_dir() else data_root
 
 
+# ImageNet-21k has 21,841; a far larger label is a mistake, and its class list would fill the memory.
+MAX_CLASSES = 100_000
+
+
 def classes_of(table: pd.DataFrame, path: Path, num_classes: int | None = None) -> tuple[ClassInfo, ...]:
     """The classes of an index in label order; labels no row has are called by their number.
 
     Raises:
         InputError: a label out of range, or one label with two names.
     """
-    count = num_classes if num_classes is not None else int(table["label"].max()) + 1
+    count = num_classes if num_classes is not None else min(int(table["label"].max()) + 1, MAX_CLASSES)
     has_names = "class_name" in table and "wnid" in table
     names: dict[int, tuple[str, str]] = {}
     for position, (line, label) in enumerate(table["label"].items()):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import struct
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -63,6 +64,7 @@ class ModelDescription:
         """The inverse of `to_json`; raises KeyError, TypeError or ValueError on anything else."""
         content = json.loads(text)
         classes = tuple(ClassInfo(**item) for item in content.pop("classes"))
+        content["input"]["image_size"]  # every input has one
         mean, std = tuple(content.pop("mean")), tuple(content.pop("std"))
         return cls(classes=classes, mean=mean, std=std, **content)
 
@@ -147,7 +149,14 @@ def load_state(model: torch.nn.Module, state_dict: StateDict, path: Path) -> Non
 
 
 def _is_torch_file(path: Path) -> bool:
-    return zipfile.is_zipfile(path) or path.suffix in (".pth", ".pt", ".tar")
+    return _is_zip(path) or path.suffix in (".pth", ".pt", ".tar")
+
+
+def _is_zip(path: Path) -> bool:
+    try:
+        return zipfile.is_zipfile(path)
+    except zipfile.BadZipFile:  # Python 3.11 raises on a damaged end record
+        return True
 
 
 @contextmanager
@@ -165,21 +174,27 @@ def _description_of(file: Any, path: Path) -> ModelDescription | None:
         return None
     try:
         return ModelDescription.from_json(metadata[_METADATA_KEY])
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise InputError(f"{path}: its description cannot be read ({error}); train again with this version") from None
+
+
+# What torch.load has been seen to raise on truncated and damaged files.
+_DAMAGE = (RuntimeError, EOFError, OSError, ValueError, LookupError, AttributeError, TypeError, AssertionError)
+_DAMAGE += (struct.error, zipfile.BadZipFile)
 
 
 def _load_torch(path: Path) -> Any:
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with path.open("rb") as file:  # given a name, torch goes by its ending
+            return torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        if zipfile.is_zipfile(path):
+        if _is_zip(path):
             raise InputError(
                 f"{path}: holds Python objects that could run code, and was not loaded; save tensors and plain "
                 "values only"
             ) from None
         raise InputError(f"{path}: is truncated or not a checkpoint ({_first_line(error)}); restore it") from None
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError, IndexError, TypeError) as error:
+    except _DAMAGE as error:
         raise InputError(f"{path}: is truncated or not a checkpoint ({_first_line(error)}); restore it") from None
 
 

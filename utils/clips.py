@@ -81,6 +81,8 @@ def _decode(path: Path) -> Iterator[np.ndarray]:
         if not container.streams.video:
             raise ValueError("it has no video stream")
         stream = container.streams.video[0]
+        if stream.codec_context is None:  # the file is cut before its codec is named
+            raise ValueError("its video codec is unknown")
         # Default threading is half as fast on 3-frame clips and can hang beside DataLoader workers.
         stream.codec_context.thread_count = 1
         for frame in container.decode(stream):

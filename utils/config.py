@@ -139,11 +139,18 @@ def _merge_sources(settings_class: type[Settings], config: Path, overrides: list
         for part in reversed(key.split(".")):
             nested = {part: nested}
         nested = _use_field_names(settings_class, nested, f"override {override!r}")
-        if key in seen:
-            raise InputError(f"override {key!r} is given twice; keep one of them")
-        seen.add(key)
+        name = ".".join(_leading_keys(nested, key.count(".") + 1))
+        if name in seen:
+            raise InputError(f"override {name!r} is given twice; keep one of them")
+        seen.add(name)
         _merge_into(raw, nested)
     return raw
+
+
+def _leading_keys(nested: Mapping[str, Any], depth: int) -> Iterator[str]:
+    for _ in range(depth):
+        key, nested = next(iter(nested.items()))
+        yield key
 
 
 def _merge_into(target: dict[Any, Any], source: Mapping[str, Any]) -> None:
@@ -244,11 +251,20 @@ def _list_item_settings(settings_class: type[Settings], name: str) -> type[Setti
 
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader with YAML 1.2's scalars, and duplicate keys as errors."""
+    """SafeLoader with YAML 1.2's scalars; duplicate keys and aliases are errors."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):  # a few nested ones grow to gigabytes, and one may hold itself
+            mark = self.peek_event().start_mark
+            raise yaml.composer.ComposerError(None, None, "aliases are not read; write the value out", mark)
+        return super().compose_node(parent, index)
 
 
 class _Dumper(yaml.SafeDumper):
-    """SafeDumper that quotes exactly what `_Loader` would otherwise read as something else."""
+    """SafeDumper that quotes exactly what `_Loader` would otherwise read as something else, and writes no aliases."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
 
 
 _SCALARS = (
@@ -279,6 +295,12 @@ def _construct_mapping(loader: _Loader, node: yaml.MappingNode) -> dict[str, Any
     return mapping
 
 
+# Only what JSON has: timestamps, sets and binaries would not reach the settings.
+_Loader.yaml_constructors = {
+    tag: constructor
+    for tag, constructor in yaml.SafeLoader.yaml_constructors.items()
+    if tag is None or tag.rsplit(":", 1)[-1] in ("null", "bool", "int", "float", "str", "seq")
+}
 _Loader.add_constructor("tag:yaml.org,2002:map", _construct_mapping)
 
 
@@ -286,12 +308,14 @@ def _load_yaml(text: str, origin: str) -> Any:
     try:
         return yaml.load(text, Loader=_Loader)
     except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
+        # What was never closed is found at the end of the file; the context is where it opened.
+        unclosed = "<stream end>" in (error.problem or "")
+        mark = (unclosed and error.context_mark) or error.problem_mark or error.context_mark
         place = f"{origin} line {mark.line + 1}" if mark else origin
         problem = error.problem or "cannot be parsed"
         if "could not determine a constructor for the tag" in problem:
             problem = problem.replace("could not determine a constructor for the", "refused the")
             problem += ": only plain text, numbers, lists and mappings are read"
         raise InputError(f"{place}: not valid YAML: {problem}; correct that line") from error
-    except (yaml.YAMLError, RecursionError) as error:
+    except (yaml.YAMLError, RecursionError, ValueError, KeyError) as error:  # the last two: `!!int ten`, `!!bool 5`
         raise InputError(f"{origin}: not valid YAML: {str(error) or 'nested too deeply'}; correct the file") from error

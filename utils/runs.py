@@ -25,6 +25,8 @@ PROJECT_ROOT = Path(__file__).resolve().parents[1]
 
 # Keys that say where and how fast, not what: a rerun may change them.
 NOT_IDENTITY = frozenset({"overwrite", "output_dir", "workers", "log_every_n_items", "device"})
+# Keys that decide whether a step ends well, not what it makes: errors tell the user to change them and run again.
+NOT_IDENTITY |= {"allow_duplicates", "max_rejected_fraction", "max_failed_fraction"}
 _PACKAGES = ("torch", "torchvision", "diffusers", "transformers", "accelerate", "numpy", "pandas", "av", "pillow")
 
 
@@ -78,10 +80,15 @@ def start_run(
     environment_path = output_dir / config_name.replace("config.yaml", "environment.json")
     if settings.overwrite:  # type: ignore[attr-defined]
         remove_owned(output_dir, (*owned, config_name, environment_path.name))
-    if config_path.exists():
+    made = next((path for name in owned for path in output_dir.glob(name)), None)
+    if made is not None and config_path.exists():
         _refuse_changes(config_path, environment_path, settings, fingerprints, path_keys)
-    else:
-        _refuse_foreign_files(output_dir, owned)
+    elif made is not None:
+        raise InputError(
+            f"{made} exists and was not made by a run recorded here; choose another output_dir, or pass "
+            "overwrite=true to replace it"
+        )
+    else:  # nothing is made yet: a run that stopped at bad input binds nobody
         write_text(environment_path, json.dumps(describe_environment(fingerprints), indent=2) + "\n")
         write_text(config_path, dump_settings(settings))
     return Run(output_dir, settings, config_name, lock)
@@ -174,15 +181,6 @@ def _recorded_inputs(environment_path: Path) -> dict[str, str]:
         return json.loads(environment_path.read_text(encoding="utf-8")).get("inputs", {})
     except (OSError, ValueError):
         return {}
-
-
-def _refuse_foreign_files(output_dir: Path, owned: tuple[str, ...]) -> None:
-    for name in owned:
-        if found := next(iter(output_dir.glob(name)), None):
-            raise InputError(
-                f"{found} exists and was not made by a run recorded here; choose another output_dir, or pass "
-                "overwrite=true to replace it"
-            )
 
 
 def flatten(mapping: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -1,0 +1,224 @@
+"""Clips on disk: what is written is read back, equal frames are equal bytes, and damage is named."""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from utils.clips import read_clip, write_clip
+from utils.errors import InputError
+
+# Means of the three frames of svd_videos/val/00000.mp4 over all pixels and channels, as PyAV 18.1 decodes it.
+PUBLISHED_MEANS = (125.09, 127.44, 124.93)
+
+
+def smooth_frames(num_frames: int = 3, height: int = 64, width: int = 96, seed: int = 0) -> np.ndarray:
+    """uint8 (T, H, W, 3): slow waves that differ by channel and move from frame to frame."""
+    phase = np.random.default_rng(seed).uniform(0, 2 * np.pi, 3)
+    t, y, x = np.meshgrid(np.arange(num_frames), np.arange(height), np.arange(width), indexing="ij")
+    waves = np.stack([np.sin(x / 15 + y / 20 + 0.4 * t + offset) for offset in phase], axis=-1)
+    return (127.5 + 100 * waves).round().astype(np.uint8)
+
+
+def psnr_db(left: np.ndarray, right: np.ndarray) -> float:
+    return 10 * np.log10(255**2 / np.mean((left.astype(float) - right.astype(float)) ** 2))
+
+
+# --- round trip ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("num_frames", "height", "width"), [(1, 16, 16), (3, 64, 96), (3, 96, 64), (3, 18, 34), (16, 64, 64), (40, 32, 32)]
+)
+def test_what_is_written_is_read_back(tmp_path, num_frames, height, width):
+    frames = smooth_frames(num_frames, height, width)
+    write_clip(tmp_path / "clip.mp4", frames)
+    decoded = read_clip(tmp_path / "clip.mp4", num_frames)
+    assert decoded.dtype == np.uint8
+    assert decoded.shape == frames.shape
+    assert psnr_db(decoded, frames) > 33
+    for index in range(num_frames):  # in order, none lost or doubled
+        distances = [np.mean(np.abs(decoded[index].astype(int) - frame.astype(int))) for frame in frames]
+        assert int(np.argmin(distances)) == index
+
+
+def test_channels_are_red_green_blue(tmp_path):
+    frames = np.zeros((3, 32, 32, 3), np.uint8)
+    frames[0, ..., 0], frames[1, ..., 1], frames[2, ..., 2] = 200, 200, 200
+    write_clip(tmp_path / "clip.mp4", frames)
+    np.testing.assert_allclose(read_clip(tmp_path / "clip.mp4").astype(int), frames, atol=6)
+
+
+def test_the_folder_is_made_and_nothing_else_stays_in_it(tmp_path):
+    write_clip(tmp_path / "a/b/clip.mp4", smooth_frames())
+    assert [path.name for path in (tmp_path / "a/b").iterdir()] == ["clip.mp4"]
+
+
+@pytest.mark.parametrize(
+    ("frames", "sentence"),
+    [
+        (np.zeros((3, 32, 32, 3), np.float32), "uint8 .* not float32"),
+        (np.zeros((32, 32, 3), np.uint8), r"not uint8 \(32, 32, 3\)"),
+        (np.zeros((3, 3, 32, 32), np.uint8), r"not uint8 \(3, 3, 32, 32\)"),
+        (np.zeros((0, 32, 32, 3), np.uint8), r"not uint8 \(0, 32, 32, 3\)"),
+        (np.zeros((3, 33, 32, 3), np.uint8), "even .* not 33 x 32"),
+    ],
+    ids=["float", "one_image", "channels_first", "no_frames", "odd"],
+)
+def test_frames_of_another_kind_are_refused_and_nothing_is_written(tmp_path, frames, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        write_clip(tmp_path / "clip.mp4", frames)
+    assert list(tmp_path.iterdir()) == []
+
+
+# --- equal frames are equal bytes ------------------------------------------------------------------------------------
+
+# What the heap held between encodes: x264 with its lookahead took its decisions from such memory.
+LIBC = ctypes.CDLL(None)
+LIBC.malloc.restype = LIBC.memset.restype = ctypes.c_void_p
+LIBC.malloc.argtypes = [ctypes.c_size_t]
+LIBC.memset.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t]
+LIBC.free.argtypes = [ctypes.c_void_p]
+LIBC.free.restype = None
+
+
+def dirty_heap(seed: int) -> None:
+    """Fill several hundred heap blocks of 1 to 120 KB with one byte each, and free them."""
+    LIBC.free(LIBC.malloc(30_000_000))  # glibc now takes larger blocks from the heap too, not fresh from the system
+    generator = np.random.default_rng(seed)
+    blocks = [(LIBC.malloc(size), size) for size in generator.integers(1_000, 120_000, 400).tolist()]
+    for (block, size), value in zip(blocks, generator.integers(0, 256, len(blocks)).tolist(), strict=True):
+        LIBC.memset(block, value, size)
+    for position in generator.permutation(len(blocks)):
+        LIBC.free(blocks[position][0])
+
+
+def textured_frames(seed: int, size: int, max_shift_px: int) -> np.ndarray:
+    """uint8 (3, size, size, 3): a noisy texture under a moving camera, where an encoder has decisions to take."""
+    generator = np.random.default_rng(seed)
+    texture = smooth_frames(1, 2 * size, 2 * size, seed)[0] + generator.normal(0, 5, (2 * size, 2 * size, 3))
+    dy, dx = generator.integers(0, max_shift_px + 1, 2)
+    crops = [texture[t * dy : t * dy + size, t * dx : t * dx + size] for t in range(3)]
+    return np.stack(crops).clip(0, 255).astype(np.uint8)
+
+
+def hashes_with_dirty_heap(frames: np.ndarray, folder: Path, num_encodes: int) -> set[str]:
+    hashes = set()
+    for seed in range(num_encodes):
+        dirty_heap(seed)
+        write_clip(folder / "clip.mp4", frames)
+        hashes.add(hashlib.sha256((folder / "clip.mp4").read_bytes()).hexdigest())
+    return hashes
+
+
+# With CODEC_OPTIONS {"crf": "18", "preset": "medium"} 10 of the 30 small and 5 of the 8 large images differ.
+@pytest.mark.parametrize(("size", "max_shift_px", "num_images"), [(64, 2, 30), (224, 37, 8)])
+def test_equal_frames_are_equal_bytes_whatever_the_heap_holds(tmp_path, size, max_shift_px, num_images):
+    images = [textured_frames(seed, size, max_shift_px) for seed in range(num_images)]
+    counts = [len(hashes_with_dirty_heap(frames, tmp_path, num_encodes=4)) for frames in images]
+    assert counts == [1] * num_images
+
+
+def test_other_frames_are_other_bytes(tmp_path):
+    hashes = [hashes_with_dirty_heap(textured_frames(seed, 64, 2), tmp_path, num_encodes=1) for seed in range(3)]
+    assert len(set.union(*hashes)) == 3
+
+
+# --- damage ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def clip(tmp_path: Path) -> Path:
+    write_clip(tmp_path / "clip.mp4", smooth_frames())
+    return tmp_path / "clip.mp4"
+
+
+@pytest.mark.parametrize(("expected", "found"), [(2, "more than 2 frames"), (4, "3 frames"), (16, "3 frames")])
+def test_another_number_of_frames_is_named(clip, expected, found):
+    with pytest.raises(InputError, match=f"clip.mp4: has {found}, expected {expected}; "):
+        read_clip(clip, expected)
+
+
+@pytest.mark.parametrize("kept_fraction", [0.0, 0.01, 0.5, 0.9])
+def test_a_truncated_clip_is_refused_by_name(clip, kept_fraction):
+    content = clip.read_bytes()
+    clip.write_bytes(content[: int(len(content) * kept_fraction)])
+    with pytest.raises(InputError, match=r"clip.mp4: .*(restore|remake)"):
+        read_clip(clip)
+
+
+def test_no_cut_gives_other_frames(clip):
+    content, whole = clip.read_bytes(), read_clip(clip)
+    for missing_bytes in range(1, len(content), 97):
+        clip.write_bytes(content[:-missing_bytes])
+        try:
+            frames = read_clip(clip, 3)
+        except InputError:
+            continue
+        np.testing.assert_array_equal(frames, whole)  # only the note at the end of the file was lost
+
+
+def test_a_clip_with_its_index_in_front_cut_before_its_frames_is_refused(tmp_path, clip):
+    """Such files open without an error and yield no frame."""
+    import av
+
+    fast = tmp_path / "fast.mp4"
+    with av.open(str(clip)) as source, av.open(str(fast), "w", options={"movflags": "faststart"}) as target:
+        stream = target.add_stream_from_template(source.streams.video[0])
+        for packet in source.demux(video=0):
+            if packet.dts is not None:
+                packet.stream = stream
+                target.mux(packet)
+    assert len(read_clip(fast)) == 3
+    content = fast.read_bytes()
+    fast.write_bytes(content[: content.index(b"mdat") + 8])
+    with pytest.raises(InputError, match=r"fast.mp4: .*(restore|remake)"):
+        read_clip(fast)
+
+
+@pytest.mark.parametrize("content", [b"no video\n" * 50, b"\0" * 5000], ids=["text", "zeros"])
+def test_a_file_that_is_no_video_is_refused_by_name(tmp_path, content):
+    (tmp_path / "clip.mp4").write_bytes(content)
+    with pytest.raises(InputError, match=r"clip\.mp4: cannot be decoded as a video"):
+        read_clip(tmp_path / "clip.mp4")
+
+
+def test_a_sound_file_is_refused_as_having_no_video(tmp_path):
+    import wave
+
+    with wave.open(str(tmp_path / "sound.wav"), "wb") as sound:
+        sound.setnchannels(1)
+        sound.setsampwidth(2)
+        sound.setframerate(8000)
+        sound.writeframes(bytes(16000))
+    with pytest.raises(InputError, match="no video stream"):
+        read_clip(tmp_path / "sound.wav")
+
+
+@pytest.mark.parametrize("name", ["missing.mp4", "."])
+def test_a_path_without_a_file_is_refused_by_name(tmp_path, name):
+    with pytest.raises(InputError, match="cannot be decoded as a video"):
+        read_clip(tmp_path / name)
+
+
+# --- the real data ---------------------------------------------------------------------------------------------------
+
+
+def test_a_published_clip_is_decoded_as_measured(real_data):
+    frames = read_clip(real_data / "svd_videos/val/00000.mp4", 3)
+    assert frames.shape == (3, 224, 224, 3)
+    assert frames.mean(axis=(1, 2, 3)) == pytest.approx(PUBLISHED_MEANS, abs=0.05)
+
+
+@pytest.mark.parametrize(
+    ("name", "num_frames", "height", "width"),
+    [("real_clip_a.avi", 164, 240, 320), ("real_clip_b.mp4", 280, 256, 340)],
+)
+def test_the_real_videos_are_decoded_whole(real_data, name, num_frames, height, width):
+    frames = read_clip(real_data / "videos" / name, num_frames)
+    assert frames.shape == (num_frames, height, width, 3)
+    assert frames.std() > 20
