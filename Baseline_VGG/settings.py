@@ -16,6 +16,8 @@ class BaselineSettings(TrainingSettings):
         wnids_file: one class a line, in label order (raw layout only).
     """
 
+    PAPER = TrainingSettings.PAPER | {"horizontal_flip": True}
+
     data_root: InputPath
     wnids_file: InputPath | None = None
     output_dir: Path = Path("runs/baseline")

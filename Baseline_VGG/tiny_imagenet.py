@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch.utils.data import Dataset
 
-from utils.artifacts import ItemIndex
 from utils.images import read_rgb_image, resize_and_centre_crop
+from utils.indices import ItemIndex
 
 
 class TinyImageNet(Dataset):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from urllib.error import URLError
 
@@ -12,9 +13,9 @@ from torchvision.models.vgg import cfgs, make_layers
 
 from utils.checkpoints import StateDict, load_state, read_weights
 from utils.errors import InputError
+from utils.files import sha256_file
 
 PAPER_CLASSIFIER_WIDTH = 4096
-_HEAD = "classifier.6"
 
 
 def build_vgg11(
@@ -89,12 +90,17 @@ def _load_all_but_head(model: VGG, state_dict: StateDict, path: Path) -> None:
 
 
 def _imagenet_state_dict() -> StateDict:
-    weights = VGG11_BN_Weights.IMAGENET1K_V1
-    target = Path(torch.hub.get_dir()) / "checkpoints" / weights.url.rsplit("/", 1)[-1]
-    try:
-        return weights.get_state_dict(progress=False, check_hash=True)
-    except (URLError, OSError, RuntimeError) as error:
-        raise InputError(
-            f"weights: imagenet cannot be fetched ({error}); download {weights.url} on a machine with network and "
-            f"save it as {target}, or set weights: none"
-        ) from None
+    url = VGG11_BN_Weights.IMAGENET1K_V1.url
+    target = Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[-1]
+    if not target.exists():
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            torch.hub.download_url_to_file(url, str(target), progress=sys.stderr.isatty())
+        except (URLError, OSError, RuntimeError) as error:
+            raise InputError(
+                f"weights: imagenet cannot be fetched ({error}); download {url} on a machine with network and "
+                f"save it as {target}, or set weights: none"
+            ) from None
+    if not sha256_file(target).startswith(target.stem.rsplit("-", 1)[-1]):  # torchvision names files by their hash
+        raise InputError(f"{target}: is not the file that {url} names (SHA-256 differs); remove it and fetch it again")
+    return read_weights(target)[0]

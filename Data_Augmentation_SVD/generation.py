@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import csv
+import io
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from Data_Augmentation_SVD.generators import CLIP_GENERATORS, ClipGenerator
+from Data_Augmentation_SVD.generators import CLIP_GENERATORS, ClipError, ClipGenerator
 from Data_Augmentation_SVD.settings import GenerationSettings
-from Data_Augmentation_SVD.tiny_imagenet_aug import SourceImage, TinyImageNetAug
+from Data_Augmentation_SVD.tiny_imagenet_aug import Source, TinyImageNetAug
 from Data_Sourcing.image_set import image_set_inputs
-from utils.artifacts import CLIP_INDEX, STATUS_FAILED, STATUS_OK, format_table, write_table
+from utils.artifacts import CLIP_INDEX, STATUS_FAILED, STATUS_OK, format_table, read_table, write_table
 from utils.clips import write_clip
 from utils.errors import InputError
 from utils.files import remove_partial_files, sha256_file
-from utils.runs import start_run
+from utils.images import ImageError
+from utils.runs import open_run
 from utils.utils import progress
 
 log = logging.getLogger(__name__)
@@ -33,40 +36,59 @@ def run_generation(settings: GenerationSettings) -> list[Path]:
     Raises:
         InputError: bad data, weights that cannot be had, or too many failed clips.
     """
-    owned = tuple(name for split in ("train", "val") for name in (split, f"{split}.csv", journal_name(split)))
-    run = start_run(
+    run = open_run(
         settings,
-        owned=owned,
+        owned=_files_of(("train", "val")),
+        replaced=_files_of(settings.splits),
         inputs=image_set_inputs(settings.data_root, settings.wnids_file),
-        path_keys=("data_root", "wnids_file", "splits"),
+        free_keys=("data_root", "wnids_file", "splits"),
     )
     indices = [run.dir / f"{split}.csv" for split in settings.splits]
-    if all(index.exists() for index in indices):
+    if run.is_done(*(index.name for index in indices)) and all(_is_whole(run.dir, split) for split in settings.splits):
         log.info("%s: all clips are made; nothing to do", run.dir)
         return indices
     sources = {split: TinyImageNetAug(settings.data_root, split, settings.wnids_file) for split in settings.splits}
-    generator = _LazyGenerator(lambda: CLIP_GENERATORS[settings.generator](settings))
+    generator = CLIP_GENERATORS[settings.generator](settings)  # weights that cannot be had are no failed clips
+    run.begin()
     for split, images in sources.items():
         generate_split(images, generator, run.dir, split, settings)
     return indices
 
 
+def _is_whole(output_dir: Path, split: str) -> bool:
+    """Whether an index stands, its journal is gone, and no clip was removed since."""
+    table = read_table(output_dir / f"{split}.csv", CLIP_INDEX)
+    names = table["video_path"][table["status"] == STATUS_OK]
+    return not (output_dir / journal_name(split)).exists() and all(
+        (output_dir / split / name).exists() for name in names
+    )
+
+
+def _files_of(splits: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(name for split in splits for name in (f"{split}.csv", journal_name(split), split))
+
+
 def generate_split(
     images: TinyImageNetAug, generator: ClipGenerator, output_dir: Path, split: str, settings: GenerationSettings
 ) -> Path:
-    """Generate one split's clips and write its index last; rows of a journal left by a killed run are kept.
+    """Generate one split's clips and write its index last; what a killed run has made is kept.
+
+    A clip that is missing or damaged is made again, and one whose source has changed since.
 
     Raises:
         InputError: more clips failed than `max_failed_fraction` allows.
     """
     index_path = output_dir / f"{split}.csv"
-    if index_path.exists():
-        return index_path
     clips_dir = output_dir / split
     clips_dir.mkdir(parents=True, exist_ok=True)
     remove_partial_files(clips_dir)
     journal = Journal(output_dir / journal_name(split))
-    made = journal.read_finished(clips_dir)
+    sources = {clip_name(position): source for position, source in enumerate(images.sources)}
+    made = {
+        row["video_path"]: row
+        for row in (*_index_rows(index_path), *journal.rows())
+        if _is_finished(row, sources, clips_dir)
+    }
     if made:
         log.info("%s: %d of %d clips are there already", split, len(made), len(images))
     todo = [position for position in range(len(images)) if clip_name(position) not in made]
@@ -101,44 +123,40 @@ def journal_name(split: str) -> str:
 def _make_clip(
     images: TinyImageNetAug, position: int, generator: ClipGenerator, clips_dir: Path, settings: GenerationSettings
 ) -> dict[str, Any]:
-    table_row = images.index.table.iloc[position]
+    source = images.sources[position]
     row = {
         "video_path": clip_name(position),
-        "label": int(table_row["label"]),
-        "class_name": table_row["class_name"],
-        "wnid": table_row["wnid"],
-        "source_path": table_row["image_path"],
-        "source_sha256": table_row["sha256"],
+        **asdict(source),
         "sha256": "",
         "generator": settings.generator,
+        "seed": source.clip_seed(settings.seed),
         "num_frames": settings.num_frames,
         "height": settings.frame_size,
         "width": settings.frame_size,
-        "seed": None,
         "status": STATUS_FAILED,
         "reason": "",
     }
     try:
-        source: SourceImage = images[position]
-        row["seed"] = source.clip_seed(settings.seed)
-        frames = generator.generate(source.image, row["seed"])
-        write_clip(clips_dir / clip_name(position), frames, settings.output_fps)
-    except InputError as error:
+        frames = generator.generate(images[position], row["seed"])
+    except (ClipError, ImageError) as error:
         return row | {"reason": str(error)}
+    write_clip(clips_dir / clip_name(position), frames, settings.output_fps)
     return row | {"status": STATUS_OK, "sha256": sha256_file(clips_dir / clip_name(position))}
 
 
-class _LazyGenerator:
-    """Builds the generator at its first clip, so that a run that only writes an index loads no weights."""
+def _index_rows(index_path: Path) -> list[dict[str, Any]]:
+    return read_table(index_path, CLIP_INDEX).to_dict("records") if index_path.exists() else []
 
-    def __init__(self, build: Callable[[], ClipGenerator]) -> None:
-        self._build = build
-        self._generator: ClipGenerator | None = None
 
-    def generate(self, image, seed: int):
-        if self._generator is None:
-            self._generator = self._build()
-        return self._generator.generate(image, seed)
+def _is_finished(row: dict[str, Any], sources: dict[str, Source], clips_dir: Path) -> bool:
+    """Whether a row's clip is on disk, unchanged, and of the image that has this place now."""
+    source = sources.get(row["video_path"])
+    if source is None or row["status"] != STATUS_OK:
+        return False
+    if any(str(row[name]) != str(value) for name, value in asdict(source).items()):
+        return False
+    clip = clips_dir / row["video_path"]
+    return clip.is_file() and sha256_file(clip) == row["sha256"]
 
 
 class Journal:
@@ -148,17 +166,8 @@ class Journal:
         self.path = path
         self._file = None
 
-    def read_finished(self, clips_dir: Path) -> dict[str, dict[str, Any]]:
-        """Rows by `video_path` whose clip is on disk, unchanged; failed rows are tried again."""
-        finished = {}
-        for cells in self._whole_lines():
-            row = dict(zip(CLIP_INDEX.column_names, cells, strict=True))
-            clip = clips_dir / row["video_path"]
-            if row["status"] == STATUS_OK and clip.is_file() and sha256_file(clip) == row["sha256"]:
-                finished[row["video_path"]] = row
-        return finished
-
-    def _whole_lines(self) -> Iterator[list[str]]:
+    def rows(self) -> Iterator[dict[str, str]]:
+        """Whole rows so far, as text."""
         if not self.path.exists():
             return
         content = self.path.read_bytes()
@@ -166,9 +175,9 @@ class Journal:
         if whole != content:  # a killed run's last line; new rows must not be glued to it
             with self.path.open("r+b") as file:
                 file.truncate(len(whole))
-        for cells in csv.reader(whole.decode("utf-8").splitlines()):
+        for cells in csv.reader(io.StringIO(whole.decode("utf-8", "replace"), newline="")):
             if len(cells) == len(CLIP_INDEX.columns):
-                yield cells
+                yield dict(zip(CLIP_INDEX.column_names, cells, strict=True))
 
     def __enter__(self) -> Journal:
         self._file = self.path.open("a", encoding="utf-8", newline="")

@@ -12,6 +12,10 @@ from Data_Augmentation_SVD.settings import CameraMotionSettings, GenerationSetti
 from utils.images import resize_and_centre_crop
 
 
+class ClipError(Exception):
+    """This one image gave no usable clip; the message is the reason in its row."""
+
+
 class ClipGenerator(Protocol):
     """What the generation stage needs of a generator."""
 
@@ -24,6 +28,9 @@ class ClipGenerator(Protocol):
 
         Returns:
             uint8 (num_frames, frame_size, frame_size, 3), RGB, 0..255.
+
+        Raises:
+            ClipError: no usable clip; the run goes on with the next image.
         """
 
 

@@ -79,8 +79,8 @@ class GenerationSettings(Settings):
     generator: str = "svd"
     diffusion_model: Annotated[str, Field(min_length=1)] = "stabilityai/stable-video-diffusion-img2vid"
     num_frames: Annotated[int, Field(ge=1, validation_alias=AliasChoices("num_frames", "time_dim"))] = 3
-    frame_size: Annotated[int, Field(ge=16, multiple_of=2)] = 224
-    output_fps: PositiveInt = 6
+    frame_size: Annotated[int, Field(ge=16, le=4096, multiple_of=2)] = 224
+    output_fps: Annotated[int, Field(ge=1, le=1000)] = 6
     seed: NonNegativeInt = 0
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?|mps)$")] = "auto"
     max_failed_fraction: Fraction = 0.01

@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from PIL import Image
 
+from Data_Augmentation_SVD.generators import ClipError
+from utils.devices import choose_device
 from utils.errors import InputError
 from utils.images import resize_and_centre_crop
 
@@ -55,14 +57,22 @@ class SvdGenerator:
         """Generate one clip: uint8 (H, W, 3) -> uint8 (num_frames, frame_size, frame_size, 3).
 
         Raises:
-            InputError: the network returned numbers that are no picture (NaN or infinity).
+            ClipError: the network returned numbers that are no picture (NaN or infinity).
+            InputError: the device's memory is too small.
         """
         stretched = Image.fromarray(image).resize(self._size, Image.Resampling.BICUBIC)
         # The generator lives on the CPU, so that the noise does not depend on the device.
         generator = torch.Generator("cpu").manual_seed(seed)
-        frames = self._pipeline(stretched, generator=generator, output_type="np", **self._options).frames[0]
+        try:
+            frames = self._pipeline(stretched, generator=generator, output_type="np", **self._options).frames[0]
+        except torch.OutOfMemoryError:
+            width, height = self._size
+            raise InputError(
+                f"the GPU's memory is too small for SVD at {height} x {width}; set svd.cpu_offload: true, a smaller "
+                "svd.decode_chunk_size, or a smaller svd.height and svd.width"
+            ) from None
         if not np.isfinite(frames).all():
-            raise InputError("SVD returned NaN; use dtype bfloat16 or float32, or another size")
+            raise ClipError("SVD returned NaN; use dtype bfloat16 or float32, or another size")
         frames = (frames * 255).round().astype(np.uint8)  # float (T, H, W, 3), 0..1 -> uint8
         return np.stack([resize_and_centre_crop(frame, self._frame_size) for frame in frames])
 
@@ -82,7 +92,7 @@ def load_pipeline(diffusion_model: str, device: str, dtype: str, *, cpu_offload:
     from diffusers.utils import logging as diffusers_logging
 
     diffusers_logging.disable_progress_bar()
-    device = choose_device(device)
+    device = str(choose_device(device))
     dtype = ("float32" if device == "cpu" else "float16") if dtype == "auto" else dtype
     local = Path(diffusion_model).is_dir()
     if not local and not _is_hub_id(diffusion_model):
@@ -100,16 +110,6 @@ def load_pipeline(diffusion_model: str, device: str, dtype: str, *, cpu_offload:
         pipeline.enable_model_cpu_offload(device=device)
         return pipeline
     return pipeline.to(device)
-
-
-def choose_device(device: str) -> str:
-    """Resolve `auto`, and refuse a device this machine lacks."""
-    if device == "auto":
-        return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if not available[device.split(":")[0]]:
-        raise InputError(f"device: {device!r} is not available on this machine; set device: auto")
-    return device
 
 
 def _is_hub_id(name: str) -> bool:

@@ -8,22 +8,19 @@ from pathlib import Path
 import numpy as np
 
 from Data_Sourcing.image_set import read_image_set
-from utils.artifacts import ItemIndex
 from utils.images import read_rgb_image
 from utils.utils import derive_seed
 
 
 @dataclass(frozen=True)
-class SourceImage:
-    """One image to make a clip of.
+class Source:
+    """Where a clip comes from; the fields are columns of the clip index.
 
     Attributes:
-        image: uint8 (H, W, 3), RGB, 0..255.
         source_path: as its index writes it.
-        source_sha256: of the file; names the image in every later table.
+        source_sha256: of the image file; names the image in every later table.
     """
 
-    image: np.ndarray
     label: int
     class_name: str
     wnid: str
@@ -36,24 +33,24 @@ class SourceImage:
 
 
 class TinyImageNetAug:
-    """Source images of one split, decoded on access.
+    """Images of one split, decoded on access, with the `sources` their clips will name.
 
     Works on any image index, or on the raw Tiny ImageNet layout with a wnids file.
     """
 
     def __init__(self, data_root: Path, split: str, wnids_file: Path | None = None) -> None:
-        self.index: ItemIndex = read_image_set(data_root, split, wnids_file)
+        index = read_image_set(data_root, split, wnids_file)
+        self._paths = index.paths
+        columns = ("label", "class_name", "wnid", "image_path", "sha256")
+        self.sources = [Source(*row) for row in zip(*(index.table[name].tolist() for name in columns), strict=True)]
 
     def __len__(self) -> int:
-        return len(self.index)
+        return len(self.sources)
 
-    def __getitem__(self, position: int) -> SourceImage:
-        row = self.index.table.iloc[position]
-        return SourceImage(
-            image=read_rgb_image(self.index.paths[position]),
-            label=int(row["label"]),
-            class_name=row["class_name"],
-            wnid=row["wnid"],
-            source_path=row["image_path"],
-            source_sha256=row["sha256"],
-        )
+    def __getitem__(self, position: int) -> np.ndarray:
+        """One image: uint8 (H, W, 3), RGB, 0..255.
+
+        Raises:
+            InputError: it cannot be decoded.
+        """
+        return read_rgb_image(self._paths[position])

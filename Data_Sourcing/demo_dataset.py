@@ -13,12 +13,14 @@ from Data_Sourcing.settings import DemoDatasetSettings
 from utils.config import read_settings
 from utils.errors import run_script
 from utils.files import write_bytes, write_text
-from utils.runs import start_run
+from utils.runs import open_run
 
 log = logging.getLogger(__name__)
 NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 # Listed in another order than the labels', as the real wnids.txt is, so that the class list has to be respected.
 WNID_ORDER = (3, 0, 7, 1, 9, 4, 2, 8, 6, 5)
+
+_DONE_FILE = "words.txt"  # written last
 
 
 def main() -> None:
@@ -29,11 +31,11 @@ def main() -> None:
 
 def run_demo_dataset(settings: DemoDatasetSettings) -> Path:
     """Write `wnids.txt`, `train/<wnid>/images`, `val/` and, last, `words.txt`; return the folder."""
-    run = start_run(settings, owned=("train", "val", "wnids.txt", "words.txt"))
-    done = run.dir / "words.txt"
-    if done.exists():
+    run = open_run(settings, owned=("train", "val", "wnids.txt", _DONE_FILE))
+    if run.is_done(_DONE_FILE):
         log.info("%s is complete; nothing to do", run.dir)
         return run.dir
+    run.begin()
     train, val = _split_digits(settings)
     write_text(run.dir / "wnids.txt", "".join(f"{wnid_of(digit)}\n" for digit in WNID_ORDER))
     for digit, images in enumerate(train):
@@ -41,7 +43,7 @@ def run_demo_dataset(settings: DemoDatasetSettings) -> Path:
             name = f"train/{wnid_of(digit)}/images/{wnid_of(digit)}_{number}.JPEG"
             write_bytes(run.dir / name, _encode_jpeg(image, settings.image_size))
     _write_val(run.dir, val, settings.image_size)
-    write_text(done, "".join(f"{wnid_of(digit)}\t{name}\n" for digit, name in enumerate(NAMES)))
+    write_text(run.dir / _DONE_FILE, "".join(f"{wnid_of(digit)}\t{name}\n" for digit, name in enumerate(NAMES)))
     log.info("%d train and %d val images: %s", sum(map(len, train)), sum(map(len, val)), run.dir)
     return run.dir
 

@@ -2,30 +2,37 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import pandas as pd
 
 from Data_Sourcing.raw_layout import list_images, open_raw_tree, read_wnids, read_words
-from utils.artifacts import IMAGE_INDEX, ClassInfo, ItemIndex, read_image_index
+from utils.artifacts import IMAGE_INDEX
 from utils.errors import InputError
 from utils.files import sha256_file
+from utils.indices import ClassInfo, ItemIndex, read_image_index
+
+log = logging.getLogger(__name__)
 
 
-def read_image_set(data_root: Path, split: str, wnids_file: Path | None = None, *, verify: bool = True) -> ItemIndex:
+def read_image_set(
+    data_root: Path, split: str, wnids_file: Path | None = None, *, num_classes: int | None = None
+) -> ItemIndex:
     """The images of one split, in label order (train) or annotation order (val).
 
     Args:
         data_root: a folder with our `train.csv`/`val.csv`, or the raw Tiny ImageNet layout.
         wnids_file: one class a line, in label order. Needed for the raw layout only to pick or order classes
             (default: its own `wnids.txt`); with an index it must agree with it.
+        num_classes: labels must be below it; None takes the largest label + 1 (index) or all classes (raw layout).
 
     Raises:
         InputError: neither layout, a bad file, or a class order that contradicts the index.
     """
     index_path = data_root / f"{split}.csv"
     if index_path.exists():
-        images = read_image_index(index_path, verify=verify)
+        images = read_image_index(index_path, num_classes=num_classes)
         if wnids_file is not None:
             _require_order(images, read_wnids(wnids_file), wnids_file)
         return images
@@ -36,8 +43,18 @@ def read_image_set(data_root: Path, split: str, wnids_file: Path | None = None, 
     return _read_raw_images(data_root, split, read_wnids(wnids_file or data_root / "wnids.txt"))
 
 
+def warn_of_leaks(train: ItemIndex, val: ItemIndex) -> None:
+    """Log how many val images are train images, too: sourcing refuses them, the raw layout does not ask."""
+    known = set(train.table["sha256"])
+    shared = [path for path, sha256 in zip(val.paths, val.table["sha256"], strict=True) if sha256 in known]
+    if shared:
+        log.warning(
+            "%d val images are train images, too, the first: %s; val figures will be too good", len(shared), shared[0]
+        )
+
+
 def image_set_inputs(data_root: Path, wnids_file: Path | None) -> dict[str, Path]:
-    """The files whose content fixes an image set, for `start_run`."""
+    """The files whose content fixes an image set, for `open_run`."""
     if (data_root / "train.csv").exists() or (data_root / "val.csv").exists():
         return {"train_index": data_root / "train.csv", "val_index": data_root / "val.csv"}
     return {

@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Protocol
 
+from Data_Sourcing.settings import FOLDER_NAME
 from utils.errors import InputError
 from utils.images import IMAGE_SUFFIXES
 
-SPLITS = ("train", "val")
+_MAX_FILE_BYTES = 1_000_000_000  # an image file is far smaller; a zip can claim anything
 
 
 @dataclass(frozen=True)
@@ -120,7 +121,7 @@ def read_wnids(path: Path) -> list[str]:
             continue
         if wnid in wnids:
             raise InputError(f"wnids_file: {path} line {line}: class {wnid!r} is listed twice; remove one")
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.\-]*", wnid):
+        if not re.fullmatch(FOLDER_NAME, wnid):
             raise InputError(f"wnids_file: {path} line {line}: {wnid!r} is no folder name; give one class a line")
         wnids.append(wnid)
     if not wnids:
@@ -158,7 +159,10 @@ def _read_lines(tree: RawTree, path: str) -> list[str]:
 
 
 def _is_image(path: str) -> bool:
-    return PurePosixPath(path).suffix.lower() in IMAGE_SUFFIXES and not PurePosixPath(path).name.startswith(".")
+    """Whether a file is meant as an image: by its ending, or because it lies in a folder called images."""
+    pure = PurePosixPath(path)
+    is_meant = pure.suffix.lower() in IMAGE_SUFFIXES or pure.parent.name == "images"
+    return is_meant and not pure.name.startswith(".") and pure.name != "Thumbs.db"
 
 
 def _natural(path: str) -> list[tuple[int, int, str]]:
@@ -183,7 +187,8 @@ class _FolderTree:
     def files_below(self, folder: str) -> list[str]:
         if folder == "":  # only the files at the root are ever asked for
             return sorted(path.name for path in self._root.iterdir() if path.is_file())
-        paths = (path for path in (self._root / folder).rglob("*") if path.is_file())
+        # A link to nothing is listed, too: it becomes a row with a reason.
+        paths = (path for path in (self._root / folder).rglob("*") if path.is_file() or path.is_symlink())
         return sorted((path.relative_to(self._root).as_posix() for path in paths), key=_natural)
 
     def read_bytes(self, path: str) -> bytes:
@@ -207,8 +212,15 @@ class _ZipTree:
 
     def read_bytes(self, path: str) -> bytes:
         try:
+            if self._zip.getinfo(self._prefix + path).file_size > _MAX_FILE_BYTES:
+                raise OSError(f"larger than {_MAX_FILE_BYTES} bytes inside the zip")
             return self._zip.read(self._prefix + path)
         except KeyError:
             raise FileNotFoundError(path) from None
-        except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:  # RuntimeError: it is encrypted
+        except (
+            zipfile.BadZipFile,
+            zlib.error,
+            EOFError,
+            RuntimeError,
+        ) as error:  # the last: encrypted, or another method
             raise OSError(f"damaged inside the zip: {error}") from None

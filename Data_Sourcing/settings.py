@@ -9,8 +9,9 @@ from pydantic import Field, StringConstraints, model_validator
 
 from utils.config import NonNegativeInt, PositiveInt, Settings
 
-_Name = Annotated[str, StringConstraints(min_length=1)]
-_FolderName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.\-]*$")]
+FOLDER_NAME = r"[^.\s/\\\x00-\x1f][^/\\\x00-\x1f]*"  # any name but hidden ones and those with slashes
+_Name = Annotated[str, StringConstraints(pattern=r"^\S.*$")]
+_FolderName = Annotated[str, StringConstraints(pattern=f"^{FOLDER_NAME}$")]
 
 
 class ClassSetting(Settings):

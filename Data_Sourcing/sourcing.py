@@ -11,10 +11,11 @@ from pathlib import Path, PurePosixPath
 from Data_Sourcing.raw_layout import RawImage, RawTree, list_images, open_raw_tree
 from Data_Sourcing.settings import ClassSetting, SourcingSettings
 from utils.artifacts import IMAGE_INDEX, SOURCING_ISSUES, read_table, write_table
+from utils.config import read_yaml
 from utils.errors import InputError
 from utils.files import atomic_path, sha256_bytes, write_bytes
 from utils.images import ImageError, decode_image, encode_png, format_mismatch
-from utils.runs import start_run
+from utils.runs import open_run
 from utils.utils import progress
 
 log = logging.getLogger(__name__)
@@ -37,21 +38,24 @@ def run_sourcing(settings: SourcingSettings, split: str) -> Path:
     Raises:
         InputError: bad settings or raw data, too many unusable images, or an image shared by train and val.
     """
-    index_path = settings.output_dir / f"{split}.csv"
-    issues_path = settings.output_dir / f"{split}_issues.csv"
-    # The issues are only written when there are some; the index, written last, marks the split done.
-    run = start_run(
+    index_name, issues_name = f"{split}.csv", f"{split}_issues.csv"
+    run = open_run(
         settings,
-        owned=(split, index_path.name, issues_path.name),
+        owned=(split, index_name, issues_name),
+        inputs=_raw_inputs(settings.raw_root),
         config_name=f"{split}.config.yaml",
-        path_keys=("raw_root", "download", "download_url", "download_md5"),
+        free_keys=("download", "download_url", "download_md5"),
+        redone_without=index_name,
     )
-    if index_path.exists():
+    index_path, issues_path = run.dir / index_name, run.dir / issues_name
+    if run.is_done(index_name):
         log.info("%s is complete; nothing to do", index_path)
         return index_path
+    _require_other_splits_classes(run.dir, split, settings)
     tree = open_raw_tree(_fetch_raw_data(settings))
     labels = {item.wnid: (label, item) for label, item in enumerate(settings.classes)}
     images = list_images(tree, split, list(labels))
+    run.begin()
     steps = progress(images, len(images), f"{split} images", every=1000)
     taken: set[str] = set()
     sourced = [_source_image(tree, image, *labels[image.wnid], run.dir, split, taken) for image in steps]
@@ -63,6 +67,29 @@ def run_sourcing(settings: SourcingSettings, split: str) -> Path:
     write_table(rows, index_path, IMAGE_INDEX)
     log.info("%d %s images of %d classes: %s", len(rows), split, len(labels), index_path)
     return index_path
+
+
+def _raw_inputs(raw_root: Path) -> dict[str, Path]:
+    """What tells one raw data set from another at little cost: the archive, or the folder's lists."""
+    if raw_root.is_file():
+        return {"archive": raw_root}
+    return {"wnids": raw_root / "wnids.txt", "val_annotations": raw_root / "val" / "val_annotations.txt"}
+
+
+def _require_other_splits_classes(output_dir: Path, split: str, settings: SourcingSettings) -> None:
+    other = output_dir / f"{_other(split)}.config.yaml"
+    if not other.exists() or not (output_dir / f"{_other(split)}.csv").exists():
+        return
+    theirs = [(item["wnid"], item["name"]) for item in read_yaml(other)["classes"]]
+    if theirs != [(item.wnid, item.name) for item in settings.classes]:
+        raise InputError(
+            f"classes: differ from those of {_other(split)}.csv in {output_dir}; use one class list for both splits, "
+            "or choose another output_dir"
+        )
+
+
+def _other(split: str) -> str:
+    return "val" if split == "train" else "train"
 
 
 def _fetch_raw_data(settings: SourcingSettings) -> Path:
@@ -90,19 +117,22 @@ def _source_image(
     tree: RawTree, image: RawImage, label: int, item: ClassSetting, root: Path, split: str, taken: set[str]
 ) -> _Sourced:
     identity = {"label": label, "class_name": item.name, "wnid": item.wnid}
+    source_path = image.path.encode("utf-8", "backslashreplace").decode()
     try:
+        if source_path != image.path:
+            raise ImageError("its name is not UTF-8; rename it")
         content = tree.read_bytes(image.path)
         decoded, change = decode_image(content)
     except (ImageError, OSError) as error:
         reason = "the file is missing" if isinstance(error, FileNotFoundError) else str(error)
-        return _Sourced(None, {"source_path": image.path, **identity, "status": "rejected", "reason": reason})
+        return _Sourced(None, {"source_path": source_path, **identity, "status": "rejected", "reason": reason})
     change = ", ".join(filter(None, (change, format_mismatch(content, image.path))))
     name = _flat_name(image)
     if change:
         content, name = encode_png(decoded), f"{name}.png"
     relative = _free_name(f"{split}/{item.wnid}/{name}", taken)
     write_bytes(root / relative, content)
-    issue = {"source_path": image.path, **identity, "status": "converted", "reason": change} if change else None
+    issue = {"source_path": source_path, **identity, "status": "converted", "reason": change} if change else None
     return _Sourced({"image_path": relative, **identity, "sha256": sha256_bytes(content)}, issue)
 
 
@@ -118,7 +148,8 @@ def _free_name(relative: str, taken: set[str]) -> str:
 def _flat_name(image: RawImage) -> str:
     """The file name within its class: sub-folders other than the layout's own become a part of it."""
     *folders, name = PurePosixPath(image.path).parts[1:]
-    return "_".join([*(folder for folder in folders if folder not in ("images", image.wnid)), name])
+    parts = [*(folder for folder in folders if folder not in ("images", image.wnid)), name]
+    return "_".join(parts).replace("\\", "_")
 
 
 def _describe_duplicates(rows: list[dict]) -> list[dict]:
@@ -147,8 +178,7 @@ def _report_issues(issues: list[dict], issues_path: Path, num_images: int, max_r
 
 
 def _check_leakage(rows: list[dict], split: str, settings: SourcingSettings) -> None:
-    other = "val" if split == "train" else "train"
-    other_path = settings.output_dir / f"{other}.csv"
+    other_path = settings.output_dir / f"{_other(split)}.csv"
     if not other_path.exists():
         return  # the other split is sourced later and looks at this one then
     table = read_table(other_path, IMAGE_INDEX)

@@ -26,6 +26,10 @@ class InflatedSettings(TrainingSettings):
         copy_bn_stats: False drops BatchNorm's running statistics, as the published code did.
     """
 
+    PAPER = TrainingSettings.PAPER | {
+        **{"batch_size": 8, "num_frames": 3, "init": "center", "temporal_padding": "zeros", "copy_bn_stats": False}
+    }
+
     data_root: InputPath
     train_csv: Path = Path("train.csv")
     val_csv: Path = Path("val.csv")

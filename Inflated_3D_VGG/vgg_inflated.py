@@ -120,18 +120,19 @@ def inflate_conv(
 
 def inflate_batch_norm(norm: nn.BatchNorm2d, *, copy_stats: bool = True) -> nn.BatchNorm3d:
     """Turn BatchNorm2d into BatchNorm3d with the same weights and, by default, running statistics."""
+    tensor = next((t for t in norm.state_dict().values() if t.is_floating_point()), torch.zeros(0))
     norm_3d = nn.BatchNorm3d(
         norm.num_features,
         eps=norm.eps,
         momentum=norm.momentum,
         affine=norm.affine,
         track_running_stats=norm.track_running_stats,
+        device=tensor.device,
+        dtype=tensor.dtype,
     )
     own = norm_3d.state_dict()
-    copied = {name: tensor for name, tensor in norm.state_dict().items() if copy_stats or name in ("weight", "bias")}
+    copied = {name: value for name, value in norm.state_dict().items() if copy_stats or name in ("weight", "bias")}
     norm_3d.load_state_dict(own | copied)
-    if norm.affine:
-        norm_3d.to(norm.weight.device)
     return _keep_training_flags(norm, norm_3d)
 
 
@@ -168,8 +169,10 @@ def _replace_modules(module: nn.Module, convert: Callable[[nn.Module], nn.Module
     def visit(node: nn.Module) -> nn.Module:
         if node not in converted:
             converted[node] = convert(node)
-            for name, child in list(converted[node].named_children()):
-                setattr(converted[node], name, visit(child))
+            # Not named_children(): it leaves out a layer's second place.
+            for name, child in list(converted[node]._modules.items()):
+                if child is not None:
+                    setattr(converted[node], name, visit(child))
         return converted[node]
 
     return visit(module)

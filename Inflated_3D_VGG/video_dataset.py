@@ -6,16 +6,16 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from utils.artifacts import ItemIndex
 from utils.clips import read_clip
 from utils.images import resize_and_centre_crop
+from utils.indices import ItemIndex
 
 
 class VideoDataset(Dataset):
     """Clips as (uint8 (3, T, image_size, image_size) RGB 0..255, label).
 
     Args:
-        index: from `utils.artifacts.read_clip_index`.
+        index: from `utils.indices.read_clip_index`.
         num_frames: T; a clip with another number of frames is an error that names it. None takes what is there.
         image_size: the shorter side is scaled to it and the centre cropped, in pixels.
     """

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from Inflated_3D_VGG.vgg_inflated import TemporalReplicateConv3d
 from Model_Evaluation.models import MODEL_BUILDERS, MODEL_NAMES, describe_input, load_model
 from Model_Evaluation.settings import CostSettings, DataSettings
 from utils.checkpoints import read_description
@@ -53,9 +54,16 @@ def count_nominal_macs(model: nn.Module, input_shape: tuple[int, ...]) -> int:
         input_shape: of one item, without the batch.
     """
     from ptflops import get_model_complexity_info
+    from ptflops.pytorch_ops import conv_flops_counter_hook
 
     macs, _ = get_model_complexity_info(
-        model, input_shape, as_strings=False, print_per_layer_stat=False, verbose=False, backend="pytorch"
+        model,
+        input_shape,
+        as_strings=False,
+        print_per_layer_stat=False,
+        verbose=False,
+        backend="pytorch",
+        custom_modules_hooks={TemporalReplicateConv3d: conv_flops_counter_hook},  # ptflops goes by the exact type
     )
     if macs is None:
         raise RuntimeError(f"ptflops could not run {type(model).__name__} on an input of shape {input_shape}")
@@ -98,13 +106,6 @@ def latency_rows(
         }
         for repetition, latency in enumerate(latencies_ms, start=1)
     ]
-
-
-def device_name(device: torch.device) -> str:
-    """The device's own name, or `cpu` with its thread count, which latency depends on."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"cpu ({torch.get_num_threads()} threads)" if device.type == "cpu" else device.type
 
 
 def _synchronise(device: torch.device) -> None:

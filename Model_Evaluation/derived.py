@@ -15,6 +15,7 @@ from utils.artifacts import (
     PER_CLASS_METRICS,
     PREDICTIONS,
     PROBABILITIES,
+    RUN_COLUMNS,
     SUMMARY,
     Table,
     read_table,
@@ -34,8 +35,8 @@ DERIVED: dict[str, Table] = {
     "summary": SUMMARY,
 }
 DONE_FILE = "summary.csv"  # written last
-OWNED_FILES = (*(f"{name}.csv" for name in (*MEASURED, *DERIVED)), "figures")
-_RUN_COLUMNS = PREDICTIONS.column_names[:9]
+TABLE_FILES = tuple(f"{name}.csv" for name in (*MEASURED, *DERIVED))
+OWNED_FILES = (*TABLE_FILES, "figures")
 
 
 def write_derived(results_dir: Path, output_dir: Path) -> None:
@@ -62,7 +63,7 @@ def compute_derived(measured: dict[str, pd.DataFrame]) -> dict[str, pd.DataFrame
     for run_id, rows in predictions.groupby("run_id", sort=False):
         num_classes = int(counts[run_id])
         matrix = compute_confusion(rows, num_classes)
-        columns = rows.iloc[0][_RUN_COLUMNS].to_dict()
+        columns = rows.iloc[0][list(RUN_COLUMNS)].to_dict()
         names = _class_names(rows, num_classes)
         per_class = compute_per_class(rows, num_classes)
         parts["confusion_flat"] += _confusion_rows(columns, matrix, names)
@@ -182,7 +183,14 @@ def _require_consistency(measured: dict[str, pd.DataFrame], results_dir: Path) -
     for name, frame in measured.items():
         if missing := sorted(expected - set(frame["run_id"])):
             raise InputError(f"{results_dir / name}.csv: run {missing[0]!r} of predictions.csv is missing; rerun")
-    counts = measured["probabilities"].groupby("run_id")["label"].max() + 1
+    probabilities = measured["probabilities"].groupby("run_id")["label"]
+    counts = probabilities.max() + 1
+    for run_id, num_items in measured["predictions"].groupby("run_id").size().items():
+        if probabilities.size()[run_id] != num_items * counts[run_id]:
+            raise InputError(
+                f"{results_dir / 'probabilities.csv'}: run {run_id!r} has {probabilities.size()[run_id]} rows, expected "
+                f"{num_items} items x {counts[run_id]} classes; rerun"
+            )
     for line, row in measured["predictions"].iterrows():
         where = f"{results_dir / 'predictions.csv'} line {line}"
         if max(row["label"], row["predicted_label"]) >= counts[row["run_id"]]:

@@ -11,20 +11,28 @@ import numpy as np
 import torch
 from torch import nn
 
-from Model_Evaluation.costs import count_nominal_macs, count_parameters, device_name, latency_rows, measure_latency
-from Model_Evaluation.derived import DONE_FILE, MEASURED, OWNED_FILES, format_summary, write_derived
+from Data_Sourcing.image_set import image_set_inputs
+from Model_Evaluation.costs import count_nominal_macs, count_parameters, latency_rows, measure_latency
+from Model_Evaluation.derived import MEASURED, OWNED_FILES, TABLE_FILES, format_summary, write_derived
 from Model_Evaluation.inputs import INPUT_BUILDERS, SPLIT, TestData
 from Model_Evaluation.models import InputFormat, describe_input, load_model, named_classes, run_columns
 from Model_Evaluation.settings import EvaluationSettings, ScoredModel
-from utils.artifacts import ClassInfo, read_table, require_same_classes, write_table
+from utils.artifacts import read_table, write_table
 from utils.checkpoints import read_description
+from utils.devices import describe_device, device_name
 from utils.errors import InputError
-from utils.runs import Run, remove_owned, start_run
+from utils.indices import ClassInfo, locate_clip_index, require_same_classes
+from utils.runs import Run, open_run, remove_owned
 from utils.training import Preprocessing, Recipe, build_loader, build_recipe
 from utils.utils import progress, true_label_ranks
 
 log = logging.getLogger(__name__)
 _PARTS = "parts"
+# Where the inputs are; what they are is compared by content.
+_PATH_KEYS = (
+    *("data.root", "data.val_csv", "data.images_root", "data.wnids_file"),
+    *("models.*.checkpoint", "model2d.checkpoint", "model3d.checkpoint"),
+)
 
 
 @dataclass(frozen=True)
@@ -38,35 +46,35 @@ class _Job:
 
 def run_evaluation(settings: EvaluationSettings) -> Path:
     """Score all models, write the measured tables, then everything that follows from them; return the folder."""
-    run = _start(settings)
-    if not (run.dir / DONE_FILE).exists():
+    run = _open_run(settings)
+    if run.is_done(*TABLE_FILES):
+        log.info("%s is complete; nothing to do", run.dir)
+    else:
         jobs = [_prepare_job(settings, model) for model in settings.scored_models]
         recipe = build_recipe(settings.device, settings.precision)
+        run.begin(describe_device(recipe.device))
         for job in jobs:
             _score_unless_done(job, settings, recipe, run.dir / _PARTS / job.model.name)
         _merge_parts(run.dir, [job.model.name for job in jobs])
         write_derived(run.dir, run.dir)
         remove_owned(run.dir, (_PARTS,))
-    else:
-        log.info("%s is complete; nothing to do", run.dir)
     print(format_summary(run.dir))
     return run.dir
 
 
-def _start(settings: EvaluationSettings) -> Run:
-    inputs = {f"checkpoint of {model.name}": model.checkpoint for model in settings.scored_models}
+def _open_run(settings: EvaluationSettings) -> Run:
     data = settings.data
+    inputs = {f"checkpoint of {model.name}": model.checkpoint for model in settings.scored_models}
     if data.root is not None:
-        candidates = (data.root / data.val_csv, data.val_csv)
-        inputs["clip index"] = next((path for path in candidates if path.is_file()), candidates[0])
+        inputs["clip index"] = locate_clip_index(data.root, data.val_csv, SPLIT)[0]
     if data.images_root is not None:
-        inputs["image index"] = data.images_root / f"{SPLIT}.csv"
-    return start_run(settings, owned=(*OWNED_FILES, _PARTS), inputs=inputs)
+        inputs |= image_set_inputs(data.images_root, data.wnids_file)
+    return open_run(settings, owned=(*OWNED_FILES, _PARTS), inputs=inputs, free_keys=_PATH_KEYS)
 
 
 def _prepare_job(settings: EvaluationSettings, model: ScoredModel) -> _Job:
     form = describe_input(model.type, model.checkpoint, settings.data)
-    described = read_description(model.checkpoint)
+    described = read_description(model.checkpoint)  # the file's head only
     if described and settings.num_classes not in (None, len(described.classes)):
         raise InputError(
             f"num_classes: is {settings.num_classes}, but {model.checkpoint} has {len(described.classes)} classes; "
@@ -129,11 +137,17 @@ def score_model(job: _Job, settings: EvaluationSettings, recipe: Recipe) -> dict
 def predict(model: nn.Module, job: _Job, settings: EvaluationSettings, recipe: Recipe) -> tuple[np.ndarray, np.ndarray]:
     """Probabilities float64 (N, num_classes) and labels int (N,), in index order."""
     preprocess = Preprocessing(job.form.mean, job.form.std)
-    loader = build_loader(job.test.data, batch_size=settings.data.batch_size, workers=settings.data.workers)
+    loader = build_loader(
+        job.test.data, batch_size=settings.data.batch_size, workers=settings.data.workers, device=recipe.device
+    )
     probabilities, labels = [], []
     for inputs, target in progress(loader, len(loader), job.model.name, every=25):
         with recipe.autocast():
             logits = model(preprocess(inputs.to(recipe.device)))
+        if not torch.isfinite(logits).all():
+            raise InputError(
+                f"{job.model.checkpoint}: gives logits that are not finite; use precision: fp32, or train again"
+            )
         probabilities.append(logits.double().softmax(dim=1).cpu().numpy())
         labels.append(target.numpy())
     return np.concatenate(probabilities), np.concatenate(labels)

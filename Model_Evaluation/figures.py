@@ -10,6 +10,8 @@ from matplotlib.figure import Figure
 
 from utils.files import write_with
 
+_MOST_LABELS = 30  # beyond that names and numbers are unreadable; the tables have them all
+
 
 def write_figures(confusion_flat: pd.DataFrame, per_class: pd.DataFrame, folder: Path) -> None:
     """One confusion matrix a run, and one chart of per-class F1 over all runs, as PNG."""
@@ -25,12 +27,12 @@ def draw_confusion(rows: pd.DataFrame, title: str) -> Figure:
     counts = table.to_numpy()
     names = rows.drop_duplicates("label").set_index("label")["class_name"].loc[table.index].tolist()
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    size = max(4.0, 0.55 * len(names) + 2)
+    size = min(16.0, max(4.0, 0.55 * len(names) + 2))
     figure = Figure(figsize=(size, size), layout="constrained")
     axes = figure.subplots()
     axes.imshow(shares, vmin=0, vmax=1, cmap="Blues")
     for (row, column), count in np.ndenumerate(counts):
-        if count and len(names) <= 30:  # beyond that the numbers are unreadable
+        if count and len(names) <= _MOST_LABELS:
             axes.text(
                 column,
                 row,
@@ -39,8 +41,9 @@ def draw_confusion(rows: pd.DataFrame, title: str) -> Figure:
                 va="center",
                 color="white" if shares[row, column] > 0.5 else "black",
             )
-    axes.set_xticks(range(len(names)), names, rotation=60, ha="right")
-    axes.set_yticks(range(len(names)), names)
+    if len(names) <= _MOST_LABELS:
+        axes.set_xticks(range(len(names)), names, rotation=60, ha="right")
+        axes.set_yticks(range(len(names)), names)
     axes.set(xlabel="predicted class", ylabel="true class", title=title)
     return figure
 
@@ -49,14 +52,15 @@ def draw_per_class_bars(per_class: pd.DataFrame, metric: str) -> Figure:
     """One group of bars a class, one bar a run: `metric` is precision, recall or f1."""
     runs = list(per_class["run_id"].unique())
     names = per_class.drop_duplicates("label").sort_values("label")["class_name"].tolist()
-    figure = Figure(figsize=(max(6.0, 0.9 * len(names)), 4), layout="constrained")
+    figure = Figure(figsize=(min(24.0, max(6.0, 0.9 * len(names))), 4), layout="constrained")
     axes = figure.subplots()
     width = 0.8 / len(runs)
     for position, run_id in enumerate(runs):
         rows = per_class[per_class["run_id"] == run_id].sort_values("label")
         offset = (position - (len(runs) - 1) / 2) * width
         axes.bar(rows["label"] + offset, rows[metric], width, label=run_id)
-    axes.set_xticks(range(len(names)), names, rotation=40, ha="right")
+    if len(names) <= _MOST_LABELS:
+        axes.set_xticks(range(len(names)), names, rotation=40, ha="right")
     axes.set(ylabel=metric, ylim=(0, 1))
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, 1.15), ncols=min(len(runs), 4))
     return figure

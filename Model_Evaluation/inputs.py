@@ -13,7 +13,7 @@ from Data_Sourcing.image_set import read_image_set
 from Inflated_3D_VGG.video_dataset import VideoDataset
 from Model_Evaluation.models import InputFormat
 from Model_Evaluation.settings import DataSettings
-from utils.artifacts import ItemIndex, locate_clip_index, read_clip_index
+from utils.indices import ItemIndex, locate_clip_index, read_clip_index
 
 SPLIT = "val"
 
@@ -45,7 +45,7 @@ class FirstFrames(Dataset):
 
 def build_original(data: DataSettings, form: InputFormat, num_classes: int | None) -> TestData:
     """The still images themselves."""
-    index = read_image_set(data.images_root, SPLIT, data.wnids_file)
+    index = read_image_set(data.images_root, SPLIT, data.wnids_file, num_classes=num_classes)
     return TestData(TinyImageNet(index, image_size=form.image_size), index, "original")
 
 

@@ -14,9 +14,9 @@ from torch import nn
 from Baseline_VGG.vgg_baseline import build_vgg11
 from Inflated_3D_VGG.vgg_inflated import build_vgg11_3d
 from Model_Evaluation.settings import DataSettings
-from utils.artifacts import ClassInfo
 from utils.checkpoints import ModelDescription, StateDict, load_state, read_description, read_weights
 from utils.errors import InputError
+from utils.indices import ClassInfo
 from utils.settings import IMAGENET_MEAN, IMAGENET_STD
 
 MODEL_BUILDERS: dict[str, Callable[..., nn.Module]] = {"baseline": build_vgg11, "inflated": build_vgg11_3d}
@@ -74,12 +74,6 @@ def load_model(model_type: str, checkpoint: Path) -> tuple[nn.Module, ModelDescr
     model = builder(**options)
     load_state(model, state_dict, checkpoint)
     return model.eval(), described
-
-
-def count_classes(checkpoint: Path) -> int | None:
-    """How many classes a checkpoint says it has; None where it says nothing."""
-    described = read_description(checkpoint)
-    return None if described is None else len(described.classes)
 
 
 def run_columns(

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from pydantic import AliasChoices, Field, model_validator
 
 from utils.config import InputPath, NonNegativeInt, PositiveInt, Settings
-from utils.settings import Device, Mean, Precision, Std
+from utils.settings import ClassifierWidth, Device, ImageSize, Mean, Precision, Std
 
 _RunId = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.\-]*$")]
 ModelType = Literal["baseline", "inflated"]
@@ -61,7 +61,7 @@ class DataSettings(Settings):
     mean: Mean | None = None
     std: Std | None = None
     num_frames: Annotated[PositiveInt | None, Field(validation_alias=AliasChoices("num_frames", "time_dim"))] = None
-    image_size: PositiveInt | None = None
+    image_size: ImageSize | None = None
 
 
 class LatencySettings(Settings):
@@ -151,7 +151,7 @@ class CostSettings(Settings):
     """
 
     num_classes: PositiveInt = 10
-    classifier_width: PositiveInt = 4096
-    image_size: Annotated[int, Field(ge=32)] = 224
+    classifier_width: ClassifierWidth = 4096
+    image_size: ImageSize = 224
     num_frames: Annotated[int, Field(ge=1, validation_alias=AliasChoices("num_frames", "time_dim"))] = 3
     checkpoint: InputPath | None = None

@@ -33,6 +33,8 @@ class LoaderDebugSettings(Settings):
     def _known_suffix(cls, preview: Path | None) -> Path | None:
         if preview is not None and preview.suffix not in (".gif", ".png"):
             raise ValueError(f"{preview} must end in .gif (moving) or .png (frames side by side)")
+        if preview is not None and not preview.parent.is_dir():
+            raise ValueError(f"{preview.parent} is no folder; make it or choose another place")
         return preview
 
 
@@ -56,7 +58,7 @@ def main() -> None:
 def load_batches(settings: LoaderDebugSettings) -> tuple[list, float]:
     """The first batches, uint8 (B, 3, T, H, W) with labels (B,), in index order; and the seconds they took."""
     from Inflated_3D_VGG.video_dataset import VideoDataset  # heavy imports come after the config has been read
-    from utils.artifacts import locate_clip_index, read_clip_index
+    from utils.indices import locate_clip_index, read_clip_index
     from utils.training import build_loader
 
     place = locate_clip_index(settings.data_root, settings.csv or Path(f"{settings.split}.csv"), settings.split)

@@ -32,6 +32,10 @@ if [ ! -x .venv/bin/python ] && ! "$python" -m venv .venv; then
     echo "error: '$python -m venv' failed; install the venv module of this Python (Debian: python3-venv)" >&2
     exit 2
 fi
+if ! .venv/bin/python -c 'import os, sys; sys.exit(os.path.realpath(sys.prefix) != os.path.realpath(".venv"))'; then
+    echo "error: .venv is not a virtual environment of its own; remove it and run scripts/setup.sh again" >&2
+    exit 2
+fi
 if ! .venv/bin/python -m pip install --quiet --disable-pip-version-check -r "$requirements"; then
     echo "error: pip could not install $requirements; see its message above (network, disk space, Python version)" >&2
     exit 2

@@ -25,12 +25,13 @@ from conftest import PROJECT
 from PIL import Image
 from samples import random_image, write_clip_set, write_image_set, write_raw_set
 
-from utils.artifacts import CLIP_INDEX, IMAGE_INDEX, ClassInfo, read_image_index, read_table
+from utils.artifacts import CLIP_INDEX, IMAGE_INDEX, read_table
 from utils.checkpoints import ModelDescription, read_weights, write_weights
 from utils.clips import read_clip, write_clip
 from utils.config import read_yaml
 from utils.errors import InputError, run_script
 from utils.files import sha256_file
+from utils.indices import ClassInfo, read_image_index
 
 FILTER, VAL = "Data_Sourcing.filter", "Data_Sourcing.val"
 GENERATE = "Data_Augmentation_SVD.make_svd_videos"
@@ -546,9 +547,9 @@ import sys
 from pathlib import Path
 from Data_Augmentation_SVD.settings import GenerationSettings
 from utils.config import build_settings
-from utils.runs import start_run
+from utils.runs import open_run
 settings = build_settings(GenerationSettings, {"data_root": "images", "output_dir": "made"}, "test")
-run = start_run(settings, owned=())
+run = open_run(settings, owned=())
 print("held", flush=True)
 sys.stdin.read()
 """

@@ -15,10 +15,11 @@ from Baseline_VGG.vgg_baseline import build_vgg11
 from Inflated_3D_VGG.settings import InflatedSettings
 from Model_Evaluation.derived import DERIVED, MEASURED, write_derived
 from Model_Evaluation.settings import EvaluationSettings
-from utils.artifacts import HISTORY, ClassInfo, read_clip_index, read_table
+from utils.artifacts import HISTORY, read_table
 from utils.checkpoints import ModelDescription, read_description, write_weights
 from utils.clips import read_clip
 from utils.config import build_settings
+from utils.indices import ClassInfo, read_clip_index
 from utils.settings import IMAGENET_MEAN, IMAGENET_STD
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,7 @@ from typing import Any
 import pandas as pd
 
 from utils.errors import InputError
-from utils.files import resolve_item, sha256_file, write_text
+from utils.files import write_text
 
 
 @dataclass(frozen=True)
@@ -122,6 +121,7 @@ _RUN = (
     *_text("run_id", "protocol", "arm", "model", "train_input", "test_input", "split", "selection_split"),
     Column("seed", "int", nullable=True),
 )
+RUN_COLUMNS = tuple(column.name for column in _RUN)
 PREDICTIONS = Table(
     "predictions",
     (
@@ -261,7 +261,7 @@ def _read_rows(path: Path, table: Table) -> Iterable[tuple[int, list[str]]]:
                 if cells:  # a blank line at the end is not a row
                     yield reader.line_num, cells
     except (FileNotFoundError, IsADirectoryError):
-        raise InputError(f"{path}: there is no {table.name} here; run the stage that makes it first") from None
+        raise InputError(f"{path}: there is no {table.name} table here; run the stage that makes it first") from None
     except UnicodeDecodeError:
         raise InputError(f"{path}: is not UTF-8 text; save the {table.name} as UTF-8 CSV") from None
     except csv.Error as error:
@@ -271,6 +271,8 @@ def _read_rows(path: Path, table: Table) -> Iterable[tuple[int, list[str]]]:
 def _check_header(header: list[str], table: Table, path: Path) -> list[Column]:
     if doubled := sorted({name for name in header if header.count(name) > 1}):
         raise InputError(f"{path} line 1: column {doubled[0]!r} stands twice; remove one")
+    if not header:
+        raise InputError(f"{path}: is empty; run the stage that makes the {table.name} table again")
     missing = [c.name for c in table.columns if not c.optional and c.name not in header]
     if missing:
         raise InputError(
@@ -295,184 +297,3 @@ def _pandas_kind(column: Column) -> str:
     if column.kind == "int":
         return "Int64" if column.nullable else "int64"
     return "float64"
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Indices
-
-
-@dataclass(frozen=True)
-class ClassInfo:
-    """One class: its label (position in the network's output), name, and WordNet id (or folder name)."""
-
-    label: int
-    class_name: str
-    wnid: str = ""
-
-
-@dataclass(frozen=True)
-class ItemIndex:
-    """An index whose items exist: `table` rows and `paths`, in the same order.
-
-    Attributes:
-        table: columns of the image or clip index.
-        paths: one file a row.
-        classes: label order; unnamed classes (a two-column index) are called by their number.
-        index_path: the CSV it came from (or the folder of a raw data set).
-    """
-
-    table: pd.DataFrame
-    paths: list[Path]
-    classes: tuple[ClassInfo, ...]
-    index_path: Path
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    @property
-    def labels(self) -> list[int]:
-        """One label a row."""
-        return [int(label) for label in self.table["label"]]
-
-    @property
-    def item_ids(self) -> list[str]:
-        """What an item is called in every table: its source image's SHA-256, or its path where that is unknown.
-
-        The second item of one source gets the suffix `#2`, and so on, so that ids are unique within a split.
-        """
-        # A clip's own hash is no name for its source: only an image index may use `sha256`.
-        column = "sha256" if "image_path" in self.table else "source_sha256"
-        if column not in self.table or (self.table[column] == "").any():
-            column = "image_path" if "image_path" in self.table else "video_path"
-        seen: Counter[str] = Counter()
-        ids = []
-        for item_id in self.table[column]:
-            seen[item_id] += 1
-            ids.append(item_id if seen[item_id] == 1 else f"{item_id}#{seen[item_id]}")
-        return ids
-
-    @property
-    def clip_kind(self) -> str:
-        """`clip:` and the generator's name; `clip:unknown` where the index does not say it, or names several."""
-        generators = set(self.table["generator"]) if "generator" in self.table else set()
-        return f"clip:{generators.pop() if len(generators) == 1 else 'unknown'}"
-
-
-def read_image_index(path: Path, *, verify: bool = True) -> ItemIndex:
-    """Read an image index; paths are relative to its folder.
-
-    Args:
-        verify: compare every file with its sha256.
-
-    Raises:
-        InputError: a malformed row, a missing, foreign or changed file.
-    """
-    table = read_table(path, IMAGE_INDEX)
-    return _item_index(table, path, path.parent, "image_path", None, verify)
-
-
-def read_clip_index(
-    path: Path, clips_root: Path, *, num_classes: int | None = None, num_frames: int | None = None, verify: bool = True
-) -> ItemIndex:
-    """Read a clip index (ours, or the published one with two columns); only rows with status `ok` are kept.
-
-    Args:
-        clips_root: the folder that `video_path` is relative to.
-        num_classes: labels must be below it; None takes the largest label + 1.
-        num_frames: what each clip must hold where the index says it.
-        verify: compare every file with its sha256, where the index has one.
-
-    Raises:
-        InputError: a malformed row, a label out of range, a missing, foreign or changed file.
-    """
-    table = read_table(path, CLIP_INDEX)
-    if "status" in table:
-        table = table[table["status"] == STATUS_OK]
-        if table.empty:
-            raise InputError(f"{path}: no clip has status 'ok'; run Data_Augmentation_SVD again and read its reasons")
-    if num_frames is not None and "num_frames" in table:
-        for line, found in table["num_frames"].items():
-            if not pd.isna(found) and found != num_frames:
-                raise InputError(
-                    f"{path} line {line}: num_frames is {found}, expected {num_frames}; set num_frames={found} or "
-                    "regenerate with Data_Augmentation_SVD"
-                )
-    return _item_index(table, path, clips_root, "video_path", num_classes, verify)
-
-
-def locate_clip_index(data_root: Path, csv_path: Path, split: str) -> tuple[Path, Path]:
-    """Where a clip index and its clips are: `csv_path` below `data_root` or as given; clips in `data_root/split`.
-
-    Returns:
-        the index's path, and the folder that `video_path` is relative to.
-
-    Raises:
-        InputError: there is no such index.
-    """
-    candidates = (data_root / csv_path, csv_path)
-    index_path = next((path for path in candidates if path.is_file()), None)
-    if index_path is None:
-        places = " nor ".join(str(path) for path in dict.fromkeys(candidates))
-        raise InputError(f"{split}_csv: there is neither {places}; run Data_Augmentation_SVD, or correct the path")
-    folder = data_root / split
-    return index_path, folder if folder.is_dir() else data_root
-
-
-# ImageNet-21k has 21,841; a far larger label is a mistake, and its class list would fill the memory.
-MAX_CLASSES = 100_000
-
-
-def classes_of(table: pd.DataFrame, path: Path, num_classes: int | None = None) -> tuple[ClassInfo, ...]:
-    """The classes of an index in label order; labels no row has are called by their number.
-
-    Raises:
-        InputError: a label out of range, or one label with two names.
-    """
-    count = num_classes if num_classes is not None else min(int(table["label"].max()) + 1, MAX_CLASSES)
-    has_names = "class_name" in table and "wnid" in table
-    names: dict[int, tuple[str, str]] = {}
-    for position, (line, label) in enumerate(table["label"].items()):
-        if label >= count:
-            raise InputError(
-                f"{path} line {line}: label {label} is out of range for num_classes={count} (0..{count - 1})"
-            )
-        if has_names:
-            name = (table["class_name"].iloc[position], table["wnid"].iloc[position])
-            if names.setdefault(label, name) != name:
-                raise InputError(
-                    f"{path} line {line}: label {label} is {name[0]!r} ({name[1]}) here and "
-                    f"{names[label][0]!r} ({names[label][1]}) before; one label is one class"
-                )
-    return tuple(ClassInfo(label, *names.get(label, (str(label), ""))) for label in range(count))
-
-
-def require_same_classes(
-    left: tuple[ClassInfo, ...], left_name: str, right: tuple[ClassInfo, ...], right_name: str
-) -> None:
-    """Refuse two class lists that differ in length or, where both are named, in order or names."""
-    if len(left) != len(right):
-        raise InputError(
-            f"{left_name} has {len(left)} classes and {right_name} has {len(right)}; use the class list of the training"
-        )
-    for one, other in zip(left, right, strict=True):
-        both_named = one.wnid and other.wnid
-        if both_named and (one.wnid, one.class_name) != (other.wnid, other.class_name):
-            raise InputError(
-                f"label {one.label} is {one.class_name!r} ({one.wnid}) in {left_name} and {other.class_name!r} "
-                f"({other.wnid}) in {right_name}; use the class list of the training"
-            )
-
-
-def _item_index(
-    table: pd.DataFrame, index_path: Path, root: Path, path_column: str, num_classes: int | None, verify: bool
-) -> ItemIndex:
-    classes = classes_of(table, index_path, num_classes)
-    paths = [resolve_item(root, item, f"{index_path} line {line}") for line, item in table[path_column].items()]
-    if verify and "sha256" in table:
-        for path, (line, expected) in zip(paths, table["sha256"].items(), strict=True):
-            if expected and sha256_file(path) != expected:
-                raise InputError(
-                    f"{index_path} line {line}: {path} has changed since the index was written (sha256 differs); "
-                    "restore or remake it"
-                )
-    return ItemIndex(table.reset_index(drop=True), paths, classes, index_path)

@@ -16,9 +16,10 @@ import safetensors
 import safetensors.torch
 import torch
 
-from utils.artifacts import ClassInfo
 from utils.errors import InputError
-from utils.files import write_with
+from utils.files import atomic_path, write_bytes
+from utils.indices import ClassInfo, require_same_classes
+from utils.settings import TrainingSettings
 
 _METADATA_KEY = "description"
 StateDict = dict[str, torch.Tensor]
@@ -66,14 +67,54 @@ class ModelDescription:
         classes = tuple(ClassInfo(**item) for item in content.pop("classes"))
         content["input"]["image_size"]  # every input has one
         mean, std = tuple(content.pop("mean")), tuple(content.pop("std"))
+        if len(mean) != 3 or len(std) != 3:
+            raise ValueError("mean and std must have three numbers")
         return cls(classes=classes, mean=mean, std=std, **content)
+
+
+def describe_run(
+    settings: TrainingSettings,
+    model_type: str,
+    options: dict[str, Any],
+    classes: tuple[ClassInfo, ...],
+    form: dict[str, Any],
+    *,
+    train_input: str,
+) -> ModelDescription:
+    """What a training run's weights will say of themselves; epoch and metric follow when they are written."""
+    return ModelDescription(
+        type=model_type,
+        options=options,
+        classes=classes,
+        input=form,
+        mean=settings.mean,
+        std=settings.std,
+        train_input=train_input,
+        protocol=settings.protocol,
+        seed=settings.seed,
+        selection_split="val",
+        epoch=0,
+        metric={},
+    )
+
+
+def require_start_classes(settings: TrainingSettings, classes: tuple[ClassInfo, ...]) -> None:
+    """Refuse to start from weights of as many, but other classes; another number only means a new head.
+
+    Raises:
+        InputError: naming the first label that differs.
+    """
+    if not settings.starts_from_file or (source := read_description(Path(settings.weights))) is None:
+        return
+    if len(source.classes) == len(classes):
+        require_same_classes(source.classes, settings.weights, classes, "the train split")
 
 
 def write_weights(path: Path, state_dict: StateDict, description: ModelDescription) -> None:
     """Write weights as safetensors with their description, atomically."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state_dict.items()}
-    metadata = {_METADATA_KEY: description.to_json()}
-    write_with(path, lambda partial: safetensors.torch.save_file(tensors, partial, metadata=metadata))
+    # Bytes first: safetensors' own writer reports a full disk as an error of another type, without the file's name.
+    write_bytes(path, safetensors.torch.save(tensors, metadata={_METADATA_KEY: description.to_json()}))
 
 
 def read_weights(path: Path) -> tuple[StateDict, ModelDescription | None]:
@@ -110,7 +151,8 @@ def read_description(path: Path) -> ModelDescription | None:
 
 def write_training_state(path: Path, state: dict[str, Any]) -> None:
     """Write everything that resume needs, atomically; the previous file stays until the new one is whole."""
-    write_with(path, lambda partial: torch.save(state, partial))
+    with atomic_path(path) as partial, partial.open("wb") as file:
+        torch.save(state, file)
 
 
 def read_training_state(path: Path) -> dict[str, Any]:

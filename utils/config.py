@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import inspect
 import json
 import re
 import sys
@@ -117,7 +118,7 @@ def _parse_arguments(
 ) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=doc,
-        epilog="keys: " + ", ".join(settings_class.model_fields),
+        epilog=_describe_settings(settings_class),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     if default_config.is_relative_to(Path.cwd()):
@@ -128,6 +129,23 @@ def _parse_arguments(
     return parser.parse_args(argv)
 
 
+def _describe_settings(settings_class: type[Settings]) -> str:
+    """For --help: every key with its default, then what the docstrings say of the keys."""
+    lines = ["keys:"]
+    for name, field in settings_class.model_fields.items():
+        lines.append(f"  {name}: {'(required)' if field.is_required() else _plain(field.default)}")
+    classes = [settings_class, *(base for base in settings_class.__mro__[1:] if base not in Settings.__mro__)]
+    nested = (_nested_settings(settings_class, name) for name in settings_class.model_fields)
+    docs = [inspect.getdoc(kind) for kind in dict.fromkeys([*classes, *filter(None, nested)])]
+    return "\n\n".join(["\n".join(lines), *filter(None, docs)])
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, Settings):
+        return "(a section)"
+    return str(value) if isinstance(value, Path) else json.dumps(value)
+
+
 def _merge_sources(settings_class: type[Settings], config: Path, overrides: list[str]) -> dict[str, Any]:
     raw = _use_field_names(settings_class, read_yaml(config), str(config))
     seen: set[str] = set()
@@ -135,7 +153,9 @@ def _merge_sources(settings_class: type[Settings], config: Path, overrides: list
         key, separator, text = override.partition("=")
         if not separator or not key:
             raise InputError(f"override {override!r}: write it as key=value, without blanks around the '='")
-        nested: Any = _load_yaml(text, f"override {override!r}")
+        # A path is taken as it is typed: YAML would cut it at ' #' and split it at ': '.
+        is_path = _is_path(settings_class, key.split(".")) and text not in ("null", "~", "")
+        nested: Any = text if is_path else _load_yaml(text, f"override {override!r}")
         for part in reversed(key.split(".")):
             nested = {part: nested}
         nested = _use_field_names(settings_class, nested, f"override {override!r}")
@@ -145,6 +165,24 @@ def _merge_sources(settings_class: type[Settings], config: Path, overrides: list
         seen.add(name)
         _merge_into(raw, nested)
     return raw
+
+
+def _is_path(settings_class: type[Settings], parts: list[str]) -> bool:
+    for part in parts[:-1]:
+        if not part.isdigit():
+            nested = _nested_settings(settings_class, _field_name(settings_class, part))
+            if nested is None:
+                return False
+            settings_class = nested
+    field = settings_class.model_fields.get(_field_name(settings_class, parts[-1]))
+    return field is not None and any(kind is Path for kind in _leaves(field.annotation))
+
+
+def _leaves(annotation: Any) -> Iterator[Any]:
+    """All types in an annotation such as `tuple[Model, ...] | None`."""
+    yield annotation
+    for part in get_args(annotation):
+        yield from _leaves(part)
 
 
 def _leading_keys(nested: Mapping[str, Any], depth: int) -> Iterator[str]:
@@ -195,13 +233,10 @@ def _field_name(settings_class: type[Settings], key: Any) -> Any:
 
 
 def _nested_settings(settings_class: type[Settings], name: Any) -> type[Settings] | None:
+    """The settings class of a section, or of the items of a list."""
     field = settings_class.model_fields.get(name)
-    if field is None:
-        return None
-    for candidate in (field.annotation, *get_args(field.annotation)):
-        if isinstance(candidate, type) and issubclass(candidate, Settings):
-            return candidate
-    return None
+    candidates = _leaves(field.annotation) if field else ()
+    return next((kind for kind in candidates if isinstance(kind, type) and issubclass(kind, Settings)), None)
 
 
 def _describe_problem(settings_class: type[Settings], item: Mapping[str, Any]) -> str:
@@ -209,10 +244,14 @@ def _describe_problem(settings_class: type[Settings], item: Mapping[str, Any]) -
     key = ".".join(location)
     if item["type"] == "extra_forbidden":
         near = difflib.get_close_matches(location[-1], list(_known_keys(settings_class, location[:-1])), n=1)
-        return f"unknown key {key!r}" + (f", did you mean {near[0]!r}?" if near else "; remove it")
+        return f"unknown key {key!r}" + (
+            f", did you mean {'.'.join([*location[:-1], near[0]])!r}?" if near else "; remove it"
+        )
     if item["type"] == "missing":
         return f"{key!r} is missing; add it"
     message = item["msg"].removeprefix("Value error, ")
+    for technical, plain in (("a valid array", "a list"), ("an object", "a section"), ("a valid string", "text")):
+        message = message.replace(technical, plain)
     message = message[0].lower() + message[1:]
     if not key:
         return message
@@ -230,7 +269,7 @@ def _known_keys(settings_class: type[Settings], parents: list[str]) -> Iterator[
     for part in parents:
         if part.isdigit():
             continue
-        nested = _nested_settings(settings_class, part) or _list_item_settings(settings_class, part)
+        nested = _nested_settings(settings_class, part)
         if nested is None:
             return
         settings_class = nested
@@ -238,12 +277,6 @@ def _known_keys(settings_class: type[Settings], parents: list[str]) -> Iterator[
         yield name
         if isinstance(field.validation_alias, AliasChoices):
             yield from (choice for choice in field.validation_alias.choices if isinstance(choice, str))
-
-
-def _list_item_settings(settings_class: type[Settings], name: str) -> type[Settings] | None:
-    field = settings_class.model_fields.get(name)
-    candidates = get_args(field.annotation) if field else ()
-    return next((c for c in candidates if isinstance(c, type) and issubclass(c, Settings)), None)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -25,12 +25,16 @@ def run_script(main: Callable[[], None]) -> None:
         main()
     except InputError as error:
         _stop(first_cause(error), EXIT_BAD_INPUT)
+    except BrokenPipeError:
+        # The reader of our output (`| head`) went away: nothing to say, and nothing more to write to stdout.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
     except OSError as error:
         if (sentence := _environment_sentence(error)) is None:
             raise
         _stop(sentence, EXIT_BAD_INPUT)
     except KeyboardInterrupt:
-        _stop("interrupted; run the same command again to go on from here", EXIT_INTERRUPTED)
+        _stop("interrupted; run the same command again (without overwrite) to go on from here", EXIT_INTERRUPTED)
 
 
 def first_cause(error: InputError) -> str:
@@ -42,15 +46,12 @@ def first_cause(error: InputError) -> str:
 
 
 def _environment_sentence(error: OSError) -> str | None:
-    if isinstance(error, BrokenPipeError):
-        # The reader of a pipe (`| head`) went away: nothing to say, and nothing more to write to stdout.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return "the reader of this output closed it"
     known = {
         errno.ENOSPC: "no space left on the disk; free some and run the same command again to go on from here",
         errno.EDQUOT: "the disk quota is used up; free some and run the same command again to go on from here",
         errno.EACCES: "permission denied; choose a folder you may read and write",
         errno.EROFS: "the file system is read-only; choose another folder",
+        errno.EEXIST: "a file stands where a folder is needed; move it away or choose another folder",
         errno.ENOTDIR: "a part of this path is a file, not a folder; choose another path",
         errno.ENAMETOOLONG: "this name is too long for the file system; choose a shorter one",
     }

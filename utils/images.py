@@ -16,11 +16,12 @@ FORMATS = ("JPEG", "PNG", "BMP", "GIF", "PPM", "TIFF", "WEBP")
 IMAGE_SUFFIXES = frozenset({".jpeg", ".jpg", ".png", ".bmp", ".gif", ".ppm", ".tif", ".tiff", ".webp"})
 _SUFFIXES_OF = {"JPEG": {".jpeg", ".jpg"}, "TIFF": {".tif", ".tiff"}}
 _SIXTEEN_BIT = ("I", "F", "I;16", "I;16B", "I;16L")
+_EXIF_ORIENTATION = 0x0112
 MAX_PIXELS = 50_000_000
 
 
 class ImageError(InputError):
-    """An image that cannot be used; the message is the reason alone."""
+    """An image that cannot be used; the message says why."""
 
 
 def decode_image(content: bytes, max_pixels: int = MAX_PIXELS) -> tuple[Image.Image, str]:
@@ -37,28 +38,34 @@ def decode_image(content: bytes, max_pixels: int = MAX_PIXELS) -> tuple[Image.Im
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # our own limit below replaces Pillow's bomb warning
-            image = Image.open(io.BytesIO(content), formats=FORMATS)
-            if image.width * image.height > max_pixels:
-                raise ImageError(f"{image.width} x {image.height} pixels, more than the limit of {max_pixels}")
-            image.load()
-            oriented = ImageOps.exif_transpose(image)
+            return _decode(content, max_pixels)
     except ImageError:
         raise
     except Image.DecompressionBombError:
         raise ImageError(f"more pixels than the limit of {max_pixels}") from None
+    except Image.UnidentifiedImageError:
+        raise ImageError("not an image") from None
     except Exception as error:  # Pillow's decoders raise nearly every type on damaged input
-        reason = "not an image" if isinstance(error, Image.UnidentifiedImageError) else f"cannot be decoded: {error}"
-        raise ImageError(reason) from None
-    if image.mode in _SIXTEEN_BIT:
-        raise ImageError(f"{image.mode} pixels; convert it to 8 bits a channel")
-    changes = []
-    if oriented.mode != "RGB":
-        changes.append(f"{oriented.mode} to RGB")
-    if image.getexif().get(0x0112, 1) != 1:
-        changes.append("EXIF orientation applied")
-    if getattr(image, "n_frames", 1) > 1:
-        changes.append(f"first of {image.n_frames} frames")
-    return oriented.convert("RGB"), ", ".join(changes)
+        raise ImageError(f"cannot be decoded: {error}") from None
+
+
+def _decode(content: bytes, max_pixels: int) -> tuple[Image.Image, str]:
+    image = Image.open(io.BytesIO(content), formats=FORMATS)
+    if image.width * image.height > max_pixels:
+        raise ImageError(f"{image.width} x {image.height} pixels, more than the limit of {max_pixels}")
+    # Pillow opens 16-bit RGB as mode RGB and drops the lower bits; only its raw mode (RGB;16B) tells.
+    is_deep = image.mode in _SIXTEEN_BIT or any(";16" in str(tile) for tile in image.tile)
+    image.load()
+    if is_deep:
+        raise ImageError("more than 8 bits a channel; convert it to 8 bits")
+    oriented = ImageOps.exif_transpose(image)
+    num_frames = getattr(image, "n_frames", 1)
+    changes = [
+        f"{oriented.mode} to RGB" if oriented.mode != "RGB" else "",
+        "EXIF orientation applied" if image.getexif().get(_EXIF_ORIENTATION, 1) != 1 else "",
+        f"first of {num_frames} frames" if num_frames > 1 else "",
+    ]
+    return oriented.convert("RGB"), ", ".join(filter(None, changes))
 
 
 def format_mismatch(content: bytes, name: str) -> str:
@@ -74,12 +81,12 @@ def read_rgb_image(path: Path) -> np.ndarray:
     """Read an image file: uint8 (H, W, 3), RGB, 0..255.
 
     Raises:
-        InputError: naming the file.
+        ImageError: naming the file.
     """
     try:
         return np.asarray(decode_image(path.read_bytes())[0])
     except ImageError as error:
-        raise InputError(f"{path}: {error}; replace the file or remove its row") from None
+        raise ImageError(f"{path}: {error}; replace the file or remove its row") from None
 
 
 def encode_png(image: Image.Image) -> bytes:
@@ -92,13 +99,12 @@ def encode_png(image: Image.Image) -> bytes:
 def resize_and_centre_crop(image: np.ndarray, size_px: int) -> np.ndarray:
     """Scale the shorter side to `size_px` and crop the centre: uint8 (H, W, 3) -> uint8 (size_px, size_px, 3).
 
-    Bilinear with antialiasing (Pillow), as torchvision's `Resize` and `CenterCrop` on an image.
+    Bilinear with antialiasing (Pillow). One step does both, so that a 1 x 1,000,000 image costs nothing.
     """
     height, width = image.shape[:2]
     if (height, width) == (size_px, size_px):
         return image
-    scale = size_px / min(height, width)
-    new_width, new_height = max(size_px, round(width * scale)), max(size_px, round(height * scale))
-    resized = np.asarray(Image.fromarray(image).resize((new_width, new_height), Image.Resampling.BILINEAR))
-    top, left = (new_height - size_px) // 2, (new_width - size_px) // 2
-    return resized[top : top + size_px, left : left + size_px]
+    side = min(height, width)
+    left, top = (width - side) / 2, (height - side) / 2
+    box = (left, top, left + side, top + side)
+    return np.asarray(Image.fromarray(image).resize((size_px, size_px), Image.Resampling.BILINEAR, box=box))

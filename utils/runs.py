@@ -10,34 +10,68 @@ import platform
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from importlib import metadata
 from pathlib import Path
 from typing import IO, Any
 
-from utils.config import Settings, dump_settings, read_yaml
+from utils.config import Settings, dump_yaml, read_yaml
 from utils.errors import InputError
 from utils.files import sha256_file, write_text
 
 log = logging.getLogger(__name__)
 PROJECT_ROOT = Path(__file__).resolve().parents[1]
 
-# Keys that say where and how fast, not what: a rerun may change them.
-NOT_IDENTITY = frozenset({"overwrite", "output_dir", "workers", "log_every_n_items", "device"})
-# Keys that decide whether a step ends well, not what it makes: errors tell the user to change them and run again.
-NOT_IDENTITY |= {"allow_duplicates", "max_rejected_fraction", "max_failed_fraction"}
+# Keys that a rerun may change: where and how fast, and what only decides whether a stage ends well.
+NOT_IDENTITY = frozenset(
+    {"overwrite", "output_dir", "workers", "allow_duplicates", "max_rejected_fraction", "max_failed_fraction"}
+)
+_REPLACING = ".replacing"
 _PACKAGES = ("torch", "torchvision", "diffusers", "transformers", "accelerate", "numpy", "pandas", "av", "pillow")
 
 
 @dataclass
 class Run:
-    """An output folder this process holds the lock of."""
+    """An output folder this process holds the lock of; nothing in it has changed until `begin`.
+
+    Attributes:
+        dir: the folder.
+        replaces: whether `begin` removes what an earlier run made.
+    """
 
     dir: Path
     settings: Settings
     config_name: str
+    fingerprints: dict[str, str]
+    replaced: tuple[str, ...]
+    replaces: bool
     _lock: IO[str] = field(repr=False)
+
+    def is_done(self, *last_files: str) -> bool:
+        """Whether the files that a stage writes last stand, and are to stay."""
+        return not self.replaces and all((self.dir / name).exists() for name in last_files)
+
+    def begin(self, device: Mapping[str, Any] | None = None) -> None:
+        """Take the folder over: remove what is to be replaced, record config and environment.
+
+        Call it when everything that can be refused has been checked, right before the first result is written.
+
+        Args:
+            device: what computes, for `environment.json`.
+        """
+        environment_path = self.dir / _environment_name(self.config_name)
+        if self.replaces:
+            write_text(self.dir / _REPLACING, "an overwrite was interrupted; the next run goes on with it\n")
+            remove_owned(self.dir, self.replaced)
+        elif (self.dir / self.config_name).exists() and environment_path.exists():
+            return  # resuming: the record of the run that began stays
+        environment = describe_environment(self.fingerprints) | ({"device": dict(device)} if device else {})
+        write_text(environment_path, json.dumps(environment, indent=2) + "\n")
+        recorded = self.settings.model_dump(mode="json", exclude={"overwrite"})
+        write_text(self.dir / self.config_name, dump_yaml(recorded))
+        (self.dir / _REPLACING).unlink(missing_ok=True)
 
     def release(self) -> None:
         """Let another process have the folder (the end of the process does the same)."""
@@ -51,22 +85,28 @@ def configure_logging() -> None:
         logging.getLogger(noisy).setLevel(logging.WARNING)
 
 
-def start_run(
+def open_run(
     settings: Settings,
     *,
     owned: tuple[str, ...],
+    replaced: tuple[str, ...] | None = None,
     inputs: Mapping[str, Path] | None = None,
     config_name: str = "config.yaml",
-    path_keys: tuple[str, ...] = (),
+    free_keys: tuple[str, ...] = (),
+    redone_without: str | None = None,
 ) -> Run:
-    """Take an output folder: lock it, compare its config with ours, write config and environment.
+    """Lock an output folder and make sure that what stands there was made with these settings; change nothing.
 
     Args:
         settings: must have `output_dir` and `overwrite`.
-        owned: names this stage writes below the folder; `overwrite` removes exactly these.
+        owned: names this stage writes below the folder.
+        replaced: those of them that `overwrite` removes; None is all.
         inputs: files whose content the result depends on; a change counts like a changed key.
         config_name: differs where several scripts share one folder.
-        path_keys: top-level keys that only say where the `inputs` are; moving them changes nothing.
+        free_keys: further keys (or patterns, `models.*.checkpoint`) that a rerun may change, e.g. those that only say
+            where the `inputs` are.
+        redone_without: the last file of a stage that does not resume: where it is missing, what an interrupted run
+            left binds nobody and is removed by `begin`.
 
     Raises:
         InputError: another process works there, the config differs, or foreign files are in the way.
@@ -74,24 +114,28 @@ def start_run(
     configure_logging()
     output_dir: Path = settings.output_dir  # type: ignore[attr-defined]
     _make_folder(output_dir)
-    lock = _lock_folder(output_dir, config_name)
+    lock = _lock_folder(output_dir)
     fingerprints = {name: sha256_file(path) for name, path in (inputs or {}).items() if path.is_file()}
-    config_path = output_dir / config_name
-    environment_path = output_dir / config_name.replace("config.yaml", "environment.json")
-    if settings.overwrite:  # type: ignore[attr-defined]
-        remove_owned(output_dir, (*owned, config_name, environment_path.name))
-    made = next((path for name in owned for path in output_dir.glob(name)), None)
-    if made is not None and config_path.exists():
-        _refuse_changes(config_path, environment_path, settings, fingerprints, path_keys)
-    elif made is not None:
+    replaced = owned if replaced is None else replaced
+    is_unfinished = redone_without is not None and not (output_dir / redone_without).exists()
+    replaces = settings.overwrite or is_unfinished or (output_dir / _REPLACING).exists()  # type: ignore[attr-defined]
+    made = _existing(output_dir, owned)
+    if made and not (output_dir / config_name).exists() and not (output_dir / _REPLACING).exists():
         raise InputError(
-            f"{made} exists and was not made by a run recorded here; choose another output_dir, or pass "
-            "overwrite=true to replace it"
+            f"{made[0]} exists and was not made by a run recorded here; choose another output_dir, or move it away"
         )
-    else:  # nothing is made yet: a run that stopped at bad input binds nobody
-        write_text(environment_path, json.dumps(describe_environment(fingerprints), indent=2) + "\n")
-        write_text(config_path, dump_settings(settings))
-    return Run(output_dir, settings, config_name, lock)
+    kept = [path for path in made if path not in _existing(output_dir, replaced)] if replaces else made
+    if kept:
+        _refuse_changes(output_dir, config_name, settings, fingerprints, NOT_IDENTITY | set(free_keys))
+    return Run(output_dir, settings, config_name, fingerprints, replaced, replaces and bool(made), lock)
+
+
+def _existing(output_dir: Path, names: tuple[str, ...]) -> list[Path]:
+    return [path for name in names for path in output_dir.glob(name)]
+
+
+def _environment_name(config_name: str) -> str:
+    return config_name.replace("config.yaml", "environment.json")
 
 
 def remove_owned(output_dir: Path, owned: tuple[str, ...]) -> None:
@@ -135,9 +179,9 @@ def _make_folder(output_dir: Path) -> None:
         raise InputError(f"output_dir: {output_dir} is a file; choose a folder") from None
 
 
-def _lock_folder(output_dir: Path, config_name: str) -> IO[str]:
+def _lock_folder(output_dir: Path) -> IO[str]:
     # POSIX record locks belong to the process: a forked DataLoader worker that outlives a killed parent holds none.
-    lock = (output_dir / f".{config_name}.lock").open("w")
+    lock = (output_dir / ".lock").open("w")
     try:
         fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -149,46 +193,44 @@ def _lock_folder(output_dir: Path, config_name: str) -> IO[str]:
 
 
 def _refuse_changes(
-    config_path: Path,
-    environment_path: Path,
-    settings: Settings,
-    fingerprints: Mapping[str, str],
-    path_keys: tuple[str, ...],
+    output_dir: Path, config_name: str, settings: Settings, fingerprints: Mapping[str, str], free_keys: Set[str]
 ) -> None:
-    old = flatten(read_yaml(config_path))
+    old = flatten(read_yaml(output_dir / config_name))
     new = flatten(settings.model_dump(mode="json"))
-    skip = NOT_IDENTITY | set(path_keys)
+    free = [*free_keys, *(f"*.{key}" for key in NOT_IDENTITY)]
     changed = [
         f"{key}: {old.get(key, '(absent)')!r} -> {new.get(key, '(absent)')!r}"
         for key in sorted(old.keys() | new.keys())
-        if key.split(".")[0] not in skip and key.split(".")[-1] not in NOT_IDENTITY and old.get(key) != new.get(key)
+        if old.get(key) != new.get(key) and not any(fnmatchcase(key, pattern) for pattern in free)
     ]
-    recorded = _recorded_inputs(environment_path)
-    changed += [
-        f"{name}: the file's content has changed"
-        for name, sha256 in sorted(fingerprints.items())
-        if recorded.get(name, sha256) != sha256
-    ]
+    recorded = _recorded_inputs(output_dir / _environment_name(config_name))
+    if recorded is not None:
+        # An input that is gone changes nothing that was made from it; a new one, or another content, does.
+        changed += [
+            f"{name}: the file's content has changed" if name in recorded else f"{name}: was not an input before"
+            for name, sha256 in sorted(fingerprints.items())
+            if recorded.get(name) != sha256
+        ]
     if changed:
         raise InputError(
-            f"{config_path.parent} was made with other settings ({'; '.join(changed)}); choose another output_dir, "
+            f"{output_dir} was made with other settings ({'; '.join(changed)}); choose another output_dir, "
             "restore the settings, or pass overwrite=true to replace what is there"
         )
 
 
-def _recorded_inputs(environment_path: Path) -> dict[str, str]:
+def _recorded_inputs(environment_path: Path) -> dict[str, str] | None:
     try:
-        return json.loads(environment_path.read_text(encoding="utf-8")).get("inputs", {})
-    except (OSError, ValueError):
-        return {}
+        return dict(json.loads(environment_path.read_text(encoding="utf-8"))["inputs"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None  # removed or edited by hand: nothing to compare with
 
 
-def flatten(mapping: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as `section.key` -> value; lists stay values."""
-    flat: dict[str, Any] = {}
-    for key, value in mapping.items():
-        if isinstance(value, Mapping):
-            flat.update(flatten(value, f"{prefix}{key}."))
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
+def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested mappings and lists as `section.key` and `models.0.name` -> value."""
+    if isinstance(value, Mapping) and value:
+        parts = value.items()
+    elif isinstance(value, list) and any(isinstance(item, Mapping) for item in value):
+        parts = enumerate(value)
+    else:
+        return {prefix.removesuffix("."): value}
+    return {name: leaf for key, part in parts for name, leaf in flatten(part, f"{prefix}{key}.").items()}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
@@ -13,8 +13,10 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 Mean = tuple[Fraction, Fraction, Fraction]
 Std = tuple[PositiveFloat, PositiveFloat, PositiveFloat]
-Device = Annotated[str, Field(pattern=r"^(auto|cpu|cuda)$")]
+Device = Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?|mps)$")]
 Precision = Literal["fp32", "bf16", "fp16"]
+ImageSize = Annotated[int, Field(ge=32, le=4096)]
+ClassifierWidth = Annotated[int, Field(ge=1, le=65536)]
 
 
 class TrainingSettings(Settings):
@@ -34,6 +36,12 @@ class TrainingSettings(Settings):
         device: `auto` is the GPU if there is one.
     """
 
+    PAPER: ClassVar[dict[str, Any]] = {
+        **{"batch_size": 32, "epochs": 30, "lr": 1e-3, "momentum": 0.9, "weight_decay": 1e-4, "lr_step": 10},
+        **{"lr_gamma": 0.1, "mean": IMAGENET_MEAN, "std": IMAGENET_STD, "weights": "imagenet", "image_size": 224},
+        **{"classifier_width": 4096, "dropout": 0.5, "horizontal_flip": False, "precision": "fp32"},
+    }
+
     batch_size: PositiveInt = 32
     workers: NonNegativeInt = 2
     epochs: PositiveInt = 30
@@ -46,14 +54,13 @@ class TrainingSettings(Settings):
     std: Std = IMAGENET_STD
     output_dir: Path
     weights: str = "imagenet"
-    image_size: Annotated[int, Field(ge=32)] = 224
-    classifier_width: PositiveInt = 4096
+    image_size: ImageSize = 224
+    classifier_width: ClassifierWidth = 4096
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.5
     horizontal_flip: bool = False
     seed: NonNegativeInt = 0
     precision: Precision = "fp32"
     device: Device = "auto"
-    protocol: Literal["paper", "custom"] = "paper"
     overwrite: bool = False
 
     @field_validator("weights")
@@ -66,6 +73,17 @@ class TrainingSettings(Settings):
                 f"{weights!r} is neither imagenet, none, nor a checkpoint file; correct it or train it first"
             )
         return weights
+
+    @property
+    def starts_from_file(self) -> bool:
+        """Whether `weights` is a checkpoint's path."""
+        return self.weights not in ("imagenet", "none")
+
+    @property
+    def protocol(self) -> str:
+        """`paper` where every key that makes the result has the paper's value, else `custom`."""
+        values = self.model_dump(include=set(self.PAPER))
+        return "paper" if values == self.PAPER else "custom"
 
     @property
     def weights_argument(self) -> str | None:

@@ -7,27 +7,29 @@ the model's affair.
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset
 
-from utils.artifacts import HISTORY, write_table
-from utils.checkpoints import ModelDescription, read_training_state, write_training_state, write_weights
+from utils.artifacts import HISTORY, format_table, write_table
+from utils.checkpoints import ModelDescription, load_state, read_training_state, write_training_state, write_weights
+from utils.curves import draw_curves
+from utils.devices import choose_device
 from utils.errors import InputError
-from utils.files import write_with
 from utils.settings import TrainingSettings
-from utils.training_files import BEST_FILE, DONE_FILE
+from utils.training_run import BEST_FILE, DONE_FILE
 from utils.utils import MeanAggregator, TopKAggregator, derive_seed, progress, set_seed
 
 log = logging.getLogger(__name__)
+_SHUFFLE = 1  # a stream of its own beside dropout and flips
 
 
 @dataclass(frozen=True)
@@ -79,29 +81,27 @@ class Recipe:
 
 
 def build_recipe(device: str, precision: str) -> Recipe:
-    """Resolve `auto|cpu|cuda` and `fp32|bf16|fp16`, through accelerate's choice of device.
+    """Resolve a device's name and `fp32|bf16|fp16`.
 
     Raises:
-        InputError: no such device here, fp16 on a CPU, or several processes.
+        InputError: no such device here, or it cannot compute in this precision.
     """
-    from accelerate import PartialState
-
-    if device == "cuda" and not torch.cuda.is_available():
-        raise InputError("device: 'cuda' is not available on this machine; set device: auto")
-    state = PartialState(cpu=device == "cpu")
-    if state.num_processes > 1:
-        raise InputError(
-            f"{state.num_processes} processes were launched; this trainer runs in one, start it with python -m"
-        )
-    if precision == "fp16" and state.device.type == "cpu":
+    chosen = choose_device(device)
+    if precision == "fp16" and chosen.type == "cpu":
         raise InputError("precision: fp16 needs a GPU; set precision: bf16 or fp32")
-    return Recipe(state.device, {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision])
+    if precision == "bf16" and chosen.type == "cuda" and not torch.cuda.is_bf16_supported():
+        raise InputError("precision: this GPU has no bf16; set precision: fp16 or fp32")
+    return Recipe(chosen, {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision])
 
 
-def build_loader(data: Dataset, *, batch_size: int, workers: int, shuffle_seed: int | None = None) -> DataLoader:
+def build_loader(
+    data: Dataset, *, batch_size: int, workers: int, device: torch.device | None = None, shuffle_seed: int | None = None
+) -> DataLoader:
     """A loader in index order, or in the order that a seed draws.
 
     Args:
+        workers: at most; never more than this process has cores.
+        device: where the batches go; those for a GPU are pinned.
         shuffle_seed: None keeps the order and is for evaluation.
     """
     generator = None if shuffle_seed is None else torch.Generator().manual_seed(shuffle_seed)
@@ -110,8 +110,8 @@ def build_loader(data: Dataset, *, batch_size: int, workers: int, shuffle_seed: 
         batch_size=batch_size,
         shuffle=shuffle_seed is not None,
         generator=generator,
-        num_workers=workers,
-        pin_memory=torch.cuda.is_available(),
+        num_workers=min(workers, len(os.sched_getaffinity(0))),
+        pin_memory=device is not None and device.type == "cuda",
     )
 
 
@@ -207,6 +207,7 @@ def fit(
     preprocess = Preprocessing(settings.mean, settings.std, settings.horizontal_flip)
     history = _resume(run_dir / "last.pt", model, optimizer, scaler, settings.epochs)
     for epoch in range(len(history) + 1, settings.epochs + 1):
+        started_s = time.monotonic()
         set_seed(settings.seed, epoch)
         rate = learning_rate(settings, epoch)
         for group in optimizer.param_groups:
@@ -215,17 +216,21 @@ def fit(
             train_data,
             batch_size=settings.batch_size,
             workers=settings.workers,
-            shuffle_seed=derive_seed(settings.seed, epoch),
+            device=recipe.device,
+            shuffle_seed=derive_seed(settings.seed, epoch, _SHUFFLE),
         )
-        val_loader = build_loader(val_data, batch_size=settings.batch_size, workers=settings.workers)
+        val_loader = build_loader(
+            val_data, batch_size=settings.batch_size, workers=settings.workers, device=recipe.device
+        )
         batches = progress(train_loader, len(train_loader), f"epoch {epoch}/{settings.epochs}", every=100)
         trained = train_one_epoch(model, batches, optimizer, preprocess, recipe, scaler)
         tested = evaluate(model, val_loader, preprocess, recipe)
         is_best = not history or tested.top1_fraction > max(row["val_top1_fraction"] for row in history)
         history.append(_history_row(epoch, rate, trained, tested))
         _save_epoch(run_dir, model, optimizer, scaler, history, description if is_best else None)
-        _log_epoch(settings.epochs, history[-1], trained)
-    _draw_curves(history, run_dir / DONE_FILE)
+        _log_epoch(settings.epochs, history[-1], trained, time.monotonic() - started_s)
+    write_table(history, run_dir / "history.csv", HISTORY)  # a kill after the last state may have kept it from disk
+    draw_curves(history, run_dir / DONE_FILE)
     return max(row["val_top1_fraction"] for row in history)
 
 
@@ -254,10 +259,14 @@ def _resume(path: Path, model: nn.Module, optimizer, scaler, epochs: int) -> lis
     if not path.exists():
         return []
     state = read_training_state(path)
-    model.load_state_dict(state["model"])
-    optimizer.load_state_dict(state["optimizer"])
-    scaler.load_state_dict(state["scaler"])
-    log.info("resuming after epoch %d of %d", state["epoch"], epochs)
+    load_state(model, state["model"], path)
+    try:
+        optimizer.load_state_dict(state["optimizer"])
+        scaler.load_state_dict(state["scaler"])
+        format_table(state["history"], HISTORY)
+    except (KeyError, ValueError, TypeError, RuntimeError) as error:
+        raise InputError(f"{path}: does not belong to this run ({error}); restore it, or pass overwrite=true") from None
+    log.info("resuming after epoch %d of %d", len(state["history"]), epochs)
     return state["history"]
 
 
@@ -279,7 +288,7 @@ def _save_epoch(
     """Best weights first, resume state second: a kill in between redoes the epoch and writes the same best again."""
     if best is not None:
         metric = {"name": "val_top1_fraction", "value": history[-1]["val_top1_fraction"]}
-        described = ModelDescription(**{**vars(best), "epoch": history[-1]["epoch"], "metric": metric})
+        described = replace(best, epoch=history[-1]["epoch"], metric=metric)
         write_weights(run_dir / BEST_FILE, model.state_dict(), described)
     state = {
         "model": model.state_dict(),
@@ -292,9 +301,9 @@ def _save_epoch(
     write_table(history, run_dir / "history.csv", HISTORY)
 
 
-def _log_epoch(epochs: int, row: dict[str, Any], trained: EpochResult) -> None:
+def _log_epoch(epochs: int, row: dict[str, Any], trained: EpochResult, seconds: float) -> None:
     log.info(
-        "epoch %d/%d: loss %.4f, train top-1 %.3f, val top-1 %.3f, lr %.2g, %.1f items/s",
+        "epoch %d/%d: loss %.4f, train top-1 %.3f, val top-1 %.3f, lr %.2g, %.1f items/s, %.0f s left",
         row["epoch"],
         epochs,
         row["train_loss"],
@@ -302,21 +311,5 @@ def _log_epoch(epochs: int, row: dict[str, Any], trained: EpochResult) -> None:
         row["val_top1_fraction"],
         row["learning_rate"],
         trained.items_per_s,
+        (epochs - row["epoch"]) * seconds,
     )
-
-
-def _draw_curves(history: list[dict[str, Any]], path: Path) -> None:
-    """Loss and top-1 over epochs, as a PNG."""
-    from matplotlib.figure import Figure
-
-    epochs = np.array([row["epoch"] for row in history])
-    figure = Figure(figsize=(9, 3.5), layout="constrained")
-    loss_axes, accuracy_axes = figure.subplots(1, 2)
-    for name, style in (("train", "C0o-"), ("val", "C1s-")):
-        loss_axes.plot(epochs, [row[f"{name}_loss"] for row in history], style, label=name, markersize=3)
-        top1 = [row[f"{name}_top1_fraction"] for row in history]
-        accuracy_axes.plot(epochs, top1, style, label=name, markersize=3)
-    loss_axes.set(xlabel="epoch", ylabel="cross-entropy")
-    accuracy_axes.set(xlabel="epoch", ylabel="top-1 (fraction)", ylim=(0, 1))
-    accuracy_axes.legend()
-    write_with(path, lambda partial: figure.savefig(partial, format="png", dpi=120))

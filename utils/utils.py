@@ -30,7 +30,8 @@ def set_seed(*parts: int) -> None:
 
 def derive_seed(*parts: int) -> int:
     """A 63-bit seed from non-negative integers; different tuples give independent streams (NumPy's SeedSequence)."""
-    return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> np.uint64(1))
+    # The length goes in, too: a SeedSequence pads with zeros, so that (5,) and (5, 0) would be the same.
+    return int(np.random.SeedSequence((len(parts), *parts)).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
 def progress(items: Iterable[Item], total: int, description: str, every: int = 500) -> Iterator[Item]:

@@ -11,8 +11,9 @@ import pytest
 
 from Model_Evaluation.derived import DERIVED, MEASURED, compute_derived, write_derived
 from Model_Evaluation.evaluation import prediction_rows, probability_rows
-from utils.artifacts import ClassInfo, read_table, write_table
+from utils.artifacts import read_table, write_table
 from utils.errors import InputError
+from utils.indices import ClassInfo
 
 RUN = {
     "protocol": "paper",

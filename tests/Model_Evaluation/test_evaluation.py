@@ -18,12 +18,13 @@ from Inflated_3D_VGG.vgg_inflated import build_vgg11_3d
 from Model_Evaluation.costs import measure_latency
 from Model_Evaluation.derived import DERIVED, MEASURED, write_derived
 from Model_Evaluation.settings import EvaluationSettings
-from utils.artifacts import ClassInfo, read_table
+from utils.artifacts import read_table
 from utils.checkpoints import ModelDescription, write_weights
 from utils.clips import read_clip
 from utils.config import build_settings
 from utils.errors import InputError
 from utils.images import read_rgb_image
+from utils.indices import ClassInfo
 from utils.training import build_recipe
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)

@@ -10,25 +10,18 @@ import pandas as pd
 import pytest
 
 from utils import artifacts
-from utils.artifacts import (
-    CLIP_INDEX,
-    HISTORY,
-    IMAGE_INDEX,
+from utils.artifacts import CLIP_INDEX, HISTORY, IMAGE_INDEX, Column, Table, format_table, read_table, write_table
+from utils.errors import InputError
+from utils.files import sha256_bytes, write_bytes, write_text
+from utils.indices import (
     ClassInfo,
-    Column,
     ItemIndex,
-    Table,
     classes_of,
-    format_table,
     locate_clip_index,
     read_clip_index,
     read_image_index,
-    read_table,
     require_same_classes,
-    write_table,
 )
-from utils.errors import InputError
-from utils.files import sha256_bytes, write_bytes, write_text
 
 TABLES = sorted((value for value in vars(artifacts).values() if isinstance(value, Table)), key=lambda t: t.name)
 SAMPLE = Table(
