@@ -34,7 +34,7 @@ def run_training(settings: BaselineSettings) -> Path:
     from utils.training import build_recipe, fit
     from utils.utils import set_seed
 
-    require_start_classes(settings, classes)
+    require_start_classes(settings, classes, train_images.index_path)
     recipe = build_recipe(settings.device, settings.precision)
     set_seed(settings.seed, 0)
     options = {"classifier_width": settings.classifier_width, "dropout": settings.dropout}

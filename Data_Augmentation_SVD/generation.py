@@ -139,7 +139,7 @@ def _make_clip(
     try:
         frames = generator.generate(images[position], row["seed"])
     except (ClipError, ImageError) as error:
-        return row | {"reason": str(error)}
+        return row | {"reason": " ".join(str(error).split())}  # one line, so that a torn journal is seen as such
     write_clip(clips_dir / clip_name(position), frames, settings.output_fps)
     return row | {"status": STATUS_OK, "sha256": sha256_file(clips_dir / clip_name(position))}
 

@@ -71,14 +71,13 @@ class CameraMotionGenerator:
         return self._shift_px * float(np.cos(angle)), self._shift_px * float(np.sin(angle))
 
     def _move(self, frame: np.ndarray, dx: float, dy: float, zoom: float) -> np.ndarray:
-        size = self._frame_size
-        margin = int(np.ceil(abs(dx) + abs(dy) + size * abs(1 / zoom - 1))) + 2
+        size, centre = self._frame_size, self._frame_size / 2
+        # Output pixel x shows input x / zoom + left; the margin covers all that is looked at beyond the border.
+        left, top = centre - (centre + dx) / zoom, centre - (centre + dy) / zoom
+        beyond = max(0.0, -left, -top, left + size / zoom - size, top + size / zoom - size)
+        margin = int(np.ceil(beyond)) + 2
         padded = Image.fromarray(np.pad(frame, ((margin, margin), (margin, margin), (0, 0)), mode="edge"))
-        # Pillow maps each output pixel to the input: x_in = x_out / zoom + offset (paddings and shifts included).
-        centre = size / 2
-        x0 = centre - (centre + dx) / zoom + margin
-        y0 = centre - (centre + dy) / zoom + margin
-        matrix = (1 / zoom, 0, x0, 0, 1 / zoom, y0)
+        matrix = (1 / zoom, 0, left + margin, 0, 1 / zoom, top + margin)
         return np.asarray(padded.transform((size, size), Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR))
 
 

@@ -96,7 +96,14 @@ class GenerationSettings(Settings):
         return name
 
     @model_validator(mode="after")
-    def _splits_are_distinct(self) -> GenerationSettings:
+    def _is_consistent(self) -> GenerationSettings:
         if len(set(self.splits)) != len(self.splits):
             raise ValueError("splits: a split is listed twice; keep one of them")
+        if self.generator == "svd" and self.num_frames < 2:
+            raise ValueError("num_frames: SVD makes at least 2 frames; use generator: static for one")
+        if self.svd.max_guidance_scale <= 1 < self.svd.min_guidance_scale:
+            # The pipeline decides by the maximum whether to guide at all, and fails if the minimum says otherwise.
+            raise ValueError(
+                "svd.max_guidance_scale: must be above 1 where svd.min_guidance_scale is, or both at most 1"
+            )
         return self

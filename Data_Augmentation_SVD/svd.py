@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
+from safetensors import SafetensorError
 
 from Data_Augmentation_SVD.generators import ClipError
 from utils.devices import choose_device
@@ -57,7 +58,7 @@ class SvdGenerator:
         """Generate one clip: uint8 (H, W, 3) -> uint8 (num_frames, frame_size, frame_size, 3).
 
         Raises:
-            ClipError: the network returned numbers that are no picture (NaN or infinity).
+            ClipError: the network returned numbers that are no picture (NaN).
             InputError: the device's memory is too small.
         """
         stretched = Image.fromarray(image).resize(self._size, Image.Resampling.BICUBIC)
@@ -103,7 +104,7 @@ def load_pipeline(diffusion_model: str, device: str, dtype: str, *, cpu_offload:
         pipeline = StableVideoDiffusionPipeline.from_pretrained(
             diffusion_model, torch_dtype=getattr(torch, dtype), local_files_only=local
         )
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except (OSError, ValueError, TypeError, LookupError, RuntimeError, AttributeError, SafetensorError) as error:
         raise InputError(_explain_load_error(diffusion_model, local, error)) from error
     pipeline.set_progress_bar_config(disable=True)
     if cpu_offload and device != "cpu":

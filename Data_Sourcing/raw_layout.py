@@ -166,8 +166,8 @@ def _is_image(path: str) -> bool:
 
 
 def _natural(path: str) -> list[tuple[int, int, str]]:
-    parts = re.findall(r"\d+|\D+", path)
-    return [(0, int(part), part) if part.isdigit() else (1, 0, part) for part in parts]
+    parts = re.findall(r"[0-9]+|[^0-9]+", path)
+    return [(0, int(part), part) if part[0] in "0123456789" else (1, 0, part) for part in parts]
 
 
 def _root_level(folder: Path) -> Path:

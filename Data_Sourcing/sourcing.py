@@ -25,6 +25,7 @@ log = logging.getLogger(__name__)
 class _Sourced:
     """What became of one raw image: an index row, an issue row, or both."""
 
+    source_path: str
     row: dict | None
     issue: dict | None
 
@@ -61,7 +62,7 @@ def run_sourcing(settings: SourcingSettings, split: str) -> Path:
     sourced = [_source_image(tree, image, *labels[image.wnid], run.dir, split, taken) for image in steps]
     rows = [item.row for item in sourced if item.row]
     issues = [item.issue for item in sourced if item.issue]
-    issues += _describe_duplicates(rows)
+    issues += _describe_duplicates(sourced)
     _report_issues(issues, issues_path, len(images), settings.max_rejected_fraction)
     _check_leakage(rows, split, settings)
     write_table(rows, index_path, IMAGE_INDEX)
@@ -125,7 +126,11 @@ def _source_image(
         decoded, change = decode_image(content)
     except (ImageError, OSError) as error:
         reason = "the file is missing" if isinstance(error, FileNotFoundError) else str(error)
-        return _Sourced(None, {"source_path": source_path, **identity, "status": "rejected", "reason": reason})
+        return _Sourced(
+            source_path,
+            None,
+            {"source_path": source_path, **identity, "status": "rejected", "reason": " ".join(reason.split())},
+        )
     change = ", ".join(filter(None, (change, format_mismatch(content, image.path))))
     name = _flat_name(image)
     if change:
@@ -133,7 +138,7 @@ def _source_image(
     relative = _free_name(f"{split}/{item.wnid}/{name}", taken)
     write_bytes(root / relative, content)
     issue = {"source_path": source_path, **identity, "status": "converted", "reason": change} if change else None
-    return _Sourced({"image_path": relative, **identity, "sha256": sha256_bytes(content)}, issue)
+    return _Sourced(source_path, {"image_path": relative, **identity, "sha256": sha256_bytes(content)}, issue)
 
 
 def _free_name(relative: str, taken: set[str]) -> str:
@@ -152,14 +157,14 @@ def _flat_name(image: RawImage) -> str:
     return "_".join(parts).replace("\\", "_")
 
 
-def _describe_duplicates(rows: list[dict]) -> list[dict]:
-    first: dict[str, dict] = {}
+def _describe_duplicates(sourced: list[_Sourced]) -> list[dict]:
+    first: dict[str, _Sourced] = {}
     issues = []
-    for row in rows:
-        if (earlier := first.setdefault(row["sha256"], row)) is not row:
-            issue = {key: row[key] for key in ("label", "class_name", "wnid")}
-            reason = f"same content as {earlier['image_path']} (label {earlier['label']}); both are kept"
-            issues.append({"source_path": row["image_path"], **issue, "status": "duplicate", "reason": reason})
+    for item in filter(lambda item: item.row, sourced):
+        if (earlier := first.setdefault(item.row["sha256"], item)) is not item:
+            identity = {key: item.row[key] for key in ("label", "class_name", "wnid")}
+            reason = f"same content as {earlier.source_path} (label {earlier.row['label']}); both are kept"
+            issues.append({"source_path": item.source_path, **identity, "status": "duplicate", "reason": reason})
     return issues
 
 

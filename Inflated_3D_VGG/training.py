@@ -37,7 +37,7 @@ def run_training(settings: InflatedSettings) -> Path:
     from utils.training import build_recipe, fit
     from utils.utils import set_seed
 
-    require_start_classes(settings, classes)
+    require_start_classes(settings, classes, train_clips.index_path)
     recipe = build_recipe(settings.device, settings.precision)
     set_seed(settings.seed, 0)
     options = settings.model_dump(include={"classifier_width", "dropout", "temporal_padding"})

@@ -183,19 +183,17 @@ def _require_consistency(measured: dict[str, pd.DataFrame], results_dir: Path) -
     for name, frame in measured.items():
         if missing := sorted(expected - set(frame["run_id"])):
             raise InputError(f"{results_dir / name}.csv: run {missing[0]!r} of predictions.csv is missing; rerun")
-    probabilities = measured["probabilities"].groupby("run_id")["label"]
-    counts = probabilities.max() + 1
+    by_run = measured["probabilities"].groupby("run_id")["label"]
+    counts, sizes = by_run.max() + 1, by_run.size()
     for run_id, num_items in measured["predictions"].groupby("run_id").size().items():
-        if probabilities.size()[run_id] != num_items * counts[run_id]:
+        if sizes[run_id] != num_items * counts[run_id]:
             raise InputError(
-                f"{results_dir / 'probabilities.csv'}: run {run_id!r} has {probabilities.size()[run_id]} rows, expected "
-                f"{num_items} items x {counts[run_id]} classes; rerun"
+                f"{results_dir / 'probabilities.csv'}: run {run_id!r} has {sizes[run_id]} rows, expected {num_items} "
+                f"items x {counts[run_id]} classes; rerun"
             )
     for line, row in measured["predictions"].iterrows():
         where = f"{results_dir / 'predictions.csv'} line {line}"
         if max(row["label"], row["predicted_label"]) >= counts[row["run_id"]]:
-            raise InputError(f"{where}: a label is outside the {counts[row['run_id']]} classes of probabilities.csv")
+            raise InputError(f"{where}: a label is outside the classes of probabilities.csv")
         if (row["label"] == row["predicted_label"]) != (row["true_label_rank"] == 1):
-            raise InputError(
-                f"{where}: true_label_rank {row['true_label_rank']} contradicts predicted_label; evaluate again"
-            )
+            raise InputError(f"{where}: true_label_rank {row['true_label_rank']} contradicts predicted_label; rerun")

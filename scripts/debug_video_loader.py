@@ -20,7 +20,8 @@ class LoaderDebugSettings(Settings):
 
     data_root: InputPath
     split: Literal["train", "val"] = "train"
-    csv: Path | None = None
+    train_csv: Path = Path("train.csv")
+    val_csv: Path = Path("val.csv")
     num_frames: Annotated[int, Field(ge=1, validation_alias=AliasChoices("num_frames", "time_dim"))] = 3
     image_size: Annotated[int, Field(ge=16)] = 224
     batch_size: PositiveInt = 8
@@ -61,7 +62,7 @@ def load_batches(settings: LoaderDebugSettings) -> tuple[list, float]:
     from utils.indices import locate_clip_index, read_clip_index
     from utils.training import build_loader
 
-    place = locate_clip_index(settings.data_root, settings.csv or Path(f"{settings.split}.csv"), settings.split)
+    place = locate_clip_index(settings.data_root, getattr(settings, f"{settings.split}_csv"), settings.split)
     index = read_clip_index(*place, num_frames=settings.num_frames)
     clips = VideoDataset(index, num_frames=settings.num_frames, image_size=settings.image_size)
     loader = build_loader(clips, batch_size=settings.batch_size, workers=settings.workers)

@@ -286,7 +286,7 @@ EVALUATION_CONFIGS = {
     "missing section": ("data:", "dta:", [], ["unknown key 'dta'", "did you mean 'data'?", "'data' is missing"]),
     "empty section": ("data: {root: clips, batch_size: 4, workers: 0}", "data:", [], ["data: ", "None"]),
     "no models": ("models:\n", "models: []\nx:\n", [], ["unknown key 'x'"]),
-    "typo in a list item": ("name: net", "nmae: net", [], ["models.0.nmae", "did you mean 'name'?"]),
+    "typo in a list item": ("name: net", "nmae: net", [], ["models.0.nmae", "did you mean 'models.0.name'?"]),
     "unknown type": ("type: baseline", "type: vgg3", [], ["models.0.type: ", "'baseline'", "'inflated'", "'vgg3'"]),
     "unfit input": ("input: first_frame", "input: clip", [], ["'clip' does not fit type 'baseline'", "first_frame"]),
     "unfit input 3-D": ("type: baseline", "type: inflated", [], ["'first_frame' does not fit type 'inflated'"]),
@@ -322,7 +322,7 @@ GENERATION_VALUES = {
     "odd frame size": ("frame_size: 33", ["frame_size: ", "multiple of 2"]),
     "split twice": ("splits: [val, val]", ["a split is listed twice"]),
     "unknown split": ("splits: [test]", ["splits.0: ", "'test'"]),
-    "typo in a section": ("svd: {fpz: 7}", ["unknown key 'svd.fpz'", "did you mean 'fps'?"]),
+    "typo in a section": ("svd: {fpz: 7}", ["unknown key 'svd.fpz'", "did you mean 'svd.fps'?"]),
     "empty section": ("svd:", ["svd: ", "None"]),
     "size that the network cannot halve": ("svd: {height: 100}", ["svd.height: ", "multiple of 64"]),
 }
@@ -340,7 +340,7 @@ SOURCING_CONFIGS = {
     "class twice": ("wnid: c1", "wnid: c0", ["wnid 'c0' is listed twice"]),
     "name twice": ("name: one", "name: zero", ["name 'zero' is listed twice"]),
     "wnid with a slash": ("wnid: c1", "wnid: ../c1", ["classes.1.wnid: ", "'../c1'"]),
-    "number for a wnid": ("wnid: c1", "wnid: 7", ["classes.1.wnid: ", "string", "7"]),
+    "number for a wnid": ("wnid: c1", "wnid: 7", ["classes.1.wnid: ", "text", "7"]),
     "no name": (", name: one", "", ["'classes.1.name' is missing"]),
 }
 
@@ -538,7 +538,7 @@ def test_broken_config_in_the_output_folder_is_named(refuse, made_clips):
 def test_foreign_file_in_the_output_folder_is_kept(refuse, images):
     Path("made").mkdir()
     Path("made/train.csv").write_text("mine")
-    says = ["made/train.csv exists and was not made by a run recorded here", "overwrite=true"]
+    says = ["made/train.csv exists and was not made by a run recorded here", "move it away"]
     refuse(GENERATE, GENERATE_YAML, says=says)
 
 
@@ -617,7 +617,7 @@ IMAGE_INDICES = {
     "one label with two wnids": (on_line(6, ",c1,", ",c2,"), ["line 6", "label 1", "(c2)", "(c1)"]),
     "open quote": (on_line(7, ",one", ',"one'), ["line 7", "is not CSV"]),
     "header alone": (lambda text: text.splitlines()[0] + "\n", ["the image index has no rows"]),
-    "empty file": (lambda text: "", ["line 1", "lacks column 'image_path', 'label'"]),
+    "empty file": (lambda text: "", ["line 1: the file is empty"]),
 }
 
 
@@ -738,7 +738,7 @@ def test_clip_cut_anywhere_is_refused_or_whole(published_clips):
 
 def test_missing_results_folder_table_is_named(refuse):
     Path("results").mkdir()
-    refuse(PREPARE, "results_dir: results\n", says=["results/predictions.csv: there is no predictions here"])
+    refuse(PREPARE, "results_dir: results\n", says=["results/predictions.csv: there is no predictions table here"])
 
 
 WNIDS = {

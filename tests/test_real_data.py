@@ -41,7 +41,7 @@ def train_on_published(real_data: Path, folder: Path, *, kill_before_curves: boo
     from Inflated_3D_VGG.training import run_training
 
     if kill_before_curves:
-        exit_at_call(utils.training, "_draw_curves", 1)
+        exit_at_call(utils.training, "draw_curves", 1)
     raw = {
         "data_root": str(real_data / "svd_videos"),
         "train_csv": str(folder / "train_subset.csv"),

@@ -272,7 +272,7 @@ def _check_header(header: list[str], table: Table, path: Path) -> list[Column]:
     if doubled := sorted({name for name in header if header.count(name) > 1}):
         raise InputError(f"{path} line 1: column {doubled[0]!r} stands twice; remove one")
     if not header:
-        raise InputError(f"{path}: is empty; run the stage that makes the {table.name} table again")
+        raise InputError(f"{path} line 1: the file is empty; run the stage that makes the {table.name} table again")
     missing = [c.name for c in table.columns if not c.optional and c.name not in header]
     if missing:
         raise InputError(

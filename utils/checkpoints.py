@@ -98,7 +98,7 @@ def describe_run(
     )
 
 
-def require_start_classes(settings: TrainingSettings, classes: tuple[ClassInfo, ...]) -> None:
+def require_start_classes(settings: TrainingSettings, classes: tuple[ClassInfo, ...], index_path: Path) -> None:
     """Refuse to start from weights of as many, but other classes; another number only means a new head.
 
     Raises:
@@ -107,7 +107,7 @@ def require_start_classes(settings: TrainingSettings, classes: tuple[ClassInfo, 
     if not settings.starts_from_file or (source := read_description(Path(settings.weights))) is None:
         return
     if len(source.classes) == len(classes):
-        require_same_classes(source.classes, settings.weights, classes, "the train split")
+        require_same_classes(source.classes, settings.weights, classes, str(index_path))
 
 
 def write_weights(path: Path, state_dict: StateDict, description: ModelDescription) -> None:

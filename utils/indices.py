@@ -126,7 +126,7 @@ def locate_clip_index(data_root: Path, csv_path: Path, split: str) -> tuple[Path
     index_path = next((path for path in candidates if path.is_file()), None)
     if index_path is None:
         places = " nor ".join(str(path) for path in dict.fromkeys(candidates))
-        raise InputError(f"clip index of {split}: there is neither {places}; run Data_Augmentation_SVD, or correct it")
+        raise InputError(f"{split}_csv: there is neither {places}; run Data_Augmentation_SVD, or correct the path")
     folder = data_root / split
     return index_path, folder if folder.is_dir() else data_root
 

@@ -28,7 +28,6 @@ PROJECT_ROOT = Path(__file__).resolve().parents[1]
 NOT_IDENTITY = frozenset(
     {"overwrite", "output_dir", "workers", "allow_duplicates", "max_rejected_fraction", "max_failed_fraction"}
 )
-_REPLACING = ".replacing"
 _PACKAGES = ("torch", "torchvision", "diffusers", "transformers", "accelerate", "numpy", "pandas", "av", "pillow")
 
 
@@ -39,6 +38,7 @@ class Run:
     Attributes:
         dir: the folder.
         replaces: whether `begin` removes what an earlier run made.
+        resumes: whether it leaves what is there and the record of how it was made.
     """
 
     dir: Path
@@ -47,6 +47,7 @@ class Run:
     fingerprints: dict[str, str]
     replaced: tuple[str, ...]
     replaces: bool
+    resumes: bool
     _lock: IO[str] = field(repr=False)
 
     def is_done(self, *last_files: str) -> bool:
@@ -62,16 +63,17 @@ class Run:
             device: what computes, for `environment.json`.
         """
         environment_path = self.dir / _environment_name(self.config_name)
+        marker = _replacing_marker(self.dir, self.config_name)
         if self.replaces:
-            write_text(self.dir / _REPLACING, "an overwrite was interrupted; the next run goes on with it\n")
+            write_text(marker, "an overwrite was interrupted; the next run goes on with it\n")
             remove_owned(self.dir, self.replaced)
-        elif (self.dir / self.config_name).exists() and environment_path.exists():
-            return  # resuming: the record of the run that began stays
+        elif self.resumes:
+            return
         environment = describe_environment(self.fingerprints) | ({"device": dict(device)} if device else {})
         write_text(environment_path, json.dumps(environment, indent=2) + "\n")
         recorded = self.settings.model_dump(mode="json", exclude={"overwrite"})
         write_text(self.dir / self.config_name, dump_yaml(recorded))
-        (self.dir / _REPLACING).unlink(missing_ok=True)
+        marker.unlink(missing_ok=True)
 
     def release(self) -> None:
         """Let another process have the folder (the end of the process does the same)."""
@@ -118,20 +120,25 @@ def open_run(
     fingerprints = {name: sha256_file(path) for name, path in (inputs or {}).items() if path.is_file()}
     replaced = owned if replaced is None else replaced
     is_unfinished = redone_without is not None and not (output_dir / redone_without).exists()
-    replaces = settings.overwrite or is_unfinished or (output_dir / _REPLACING).exists()  # type: ignore[attr-defined]
+    was_interrupted = _replacing_marker(output_dir, config_name).exists()
+    replaces = settings.overwrite or is_unfinished or was_interrupted  # type: ignore[attr-defined]
     made = _existing(output_dir, owned)
-    if made and not (output_dir / config_name).exists() and not (output_dir / _REPLACING).exists():
+    if made and not (output_dir / config_name).exists() and not was_interrupted:
         raise InputError(
             f"{made[0]} exists and was not made by a run recorded here; choose another output_dir, or move it away"
         )
     kept = [path for path in made if path not in _existing(output_dir, replaced)] if replaces else made
     if kept:
         _refuse_changes(output_dir, config_name, settings, fingerprints, NOT_IDENTITY | set(free_keys))
-    return Run(output_dir, settings, config_name, fingerprints, replaced, replaces and bool(made), lock)
+    return Run(output_dir, settings, config_name, fingerprints, replaced, replaces, bool(made), lock)
 
 
 def _existing(output_dir: Path, names: tuple[str, ...]) -> list[Path]:
     return [path for name in names for path in output_dir.glob(name)]
+
+
+def _replacing_marker(output_dir: Path, config_name: str) -> Path:
+    return output_dir / f".{config_name}.replacing"
 
 
 def _environment_name(config_name: str) -> str:

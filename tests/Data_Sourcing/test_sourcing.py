@@ -424,7 +424,7 @@ def test_duplicates_inside_a_split_are_reported_and_kept(raw, output):
     assert len(rows) == 7
     (issue,) = issues_of(output)
     assert (issue["status"], issue["wnid"], issue["label"]) == ("duplicate", "c0", 1)
-    assert "train/c1/c1_0.JPEG (label 0)" in issue["reason"]
+    assert "same content as train/c1/images/c1_0.JPEG (label 0)" in issue["reason"]
 
 
 def test_every_issue_names_its_image_as_the_raw_data_do(raw, output):

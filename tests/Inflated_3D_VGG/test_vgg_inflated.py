@@ -149,6 +149,19 @@ def test_stride_groups_dilation_and_same_padding_are_kept():
     assert strided(torch.randn(1, 3, 3, 32, 32)).shape == (1, 4, 3, 16, 16)
 
 
+def test_a_layer_with_two_places_is_converted_once_and_stays_shared():
+    pool = nn.MaxPool2d(2)
+    shared = nn.Sequential(nn.Conv2d(1, 1, 3), pool, nn.Conv2d(1, 1, 3), pool)
+    shared_3d = inflate(shared)
+    assert isinstance(shared_3d[3], nn.MaxPool3d)
+    assert shared_3d[3] is shared_3d[1]
+
+
+def test_half_precision_norms_stay_half():
+    norm = nn.BatchNorm2d(2).to(torch.bfloat16)
+    assert inflate(nn.Sequential(norm))[0].weight.dtype is torch.bfloat16
+
+
 def test_pointwise_kernels_stay_pointwise_and_frozen_ones_frozen():
     conv = nn.Conv2d(4, 8, 1)
     conv.weight.requires_grad_(False)

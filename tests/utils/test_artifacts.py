@@ -220,7 +220,7 @@ def test_table_without_a_key_may_repeat_rows(tmp_path):
 
 
 def test_missing_table_is_named(tmp_path):
-    with pytest.raises(InputError, match=r"a\.csv: there is no sample here"):
+    with pytest.raises(InputError, match=r"a\.csv: there is no sample table here"):
         read_table(tmp_path / "a.csv", SAMPLE)
 
 

@@ -236,10 +236,10 @@ def test_both_names_in_one_section_are_refused(tmp_path):
 SENTENCES = {
     "typo": ("rtae: 1", "DIR/sample.yaml: unknown key 'rtae', did you mean 'rate'?"),
     "typo of an alias": ("time_dmi: 1", "DIR/sample.yaml: unknown key 'time_dmi', did you mean 'time_dim'?"),
-    "nested typo": ("section: {szie: 1}", "DIR/sample.yaml: unknown key 'section.szie', did you mean 'size'?"),
+    "nested typo": ("section: {szie: 1}", "DIR/sample.yaml: unknown key 'section.szie', did you mean 'section.size'?"),
     "typo in a list": (
         "items: [{nmae: a, name: b}]",
-        "DIR/sample.yaml: unknown key 'items.0.nmae', did you mean 'name'?",
+        "DIR/sample.yaml: unknown key 'items.0.nmae', did you mean 'items.0.name'?",
     ),
     "no near key": ("qqq: 1", "DIR/sample.yaml: unknown key 'qqq'; remove it"),
     "key of another section": ("section: {rate: 1}", "DIR/sample.yaml: unknown key 'section.rate'; remove it"),

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import KILLED, exit_at_call, run_in_child
+from conftest import KILLED, PROJECT, exit_at_call, run_in_child
 from samples import write_clip_set, write_image_set
 from torch import nn
 
@@ -16,9 +17,10 @@ import utils.files
 from Baseline_VGG.settings import BaselineSettings
 from Inflated_3D_VGG.settings import InflatedSettings
 from utils.artifacts import HISTORY, read_table
-from utils.checkpoints import read_description, read_training_state, read_weights
-from utils.config import build_settings
+from utils.checkpoints import ModelDescription, read_description, read_training_state, read_weights, write_weights
+from utils.config import build_settings, read_yaml
 from utils.errors import InputError
+from utils.indices import ClassInfo
 from utils.settings import TrainingSettings
 from utils.training import Preprocessing, build_recipe, learning_rate, train_one_epoch
 
@@ -166,6 +168,51 @@ def test_the_3d_run_starts_from_the_2d_checkpoint(images, uninterrupted, tmp_pat
     found, source = read_weights(tmp_path / "run" / "model_best.safetensors")[0], read_weights(start)[0]
     assert torch.equal(found["features.0.weight"][:, :, 1], source["features.0.weight"])
     assert torch.equal(found["classifier.6.weight"], source["classifier.6.weight"])
+
+
+def read_stage_settings(settings_class, name: str, **changes):
+    raw = read_yaml(PROJECT / name) | {"output_dir": "unused"} | changes
+    return build_settings(settings_class, raw, name, check_paths=False)
+
+
+def test_only_the_papers_own_values_are_called_the_papers_protocol():
+    baseline, inflated = "Baseline_VGG/train_config.yaml", "Inflated_3D_VGG/train3d_video.yaml"
+    assert read_stage_settings(BaselineSettings, baseline, seed=7, workers=0).protocol == "paper"
+    assert read_stage_settings(InflatedSettings, inflated, copy_bn_stats=False).protocol == "paper"
+    # The published code dropped BatchNorm's statistics; the shipped default keeps them, and says so.
+    assert read_stage_settings(InflatedSettings, inflated).protocol == "custom"
+    for change in ({"epochs": 2}, {"weights": "none"}, {"horizontal_flip": False}, {"image_size": 64}):
+        assert read_stage_settings(BaselineSettings, baseline, **change).protocol == "custom"
+
+
+def test_a_failed_overwrite_loses_nothing(images, tmp_path):
+    run_baseline(images, tmp_path / "run", epochs=1)
+    before = fingerprint(tmp_path / "run")
+    with pytest.raises(InputError):  # weights of other classes are noticed after the run was opened
+        write_weights(tmp_path / "other.safetensors", {"x": torch.zeros(1)}, other_classes(tmp_path / "run"))
+        run_baseline(images, tmp_path / "run", weights=str(tmp_path / "other.safetensors"), overwrite=True)
+    assert fingerprint(tmp_path / "run") == before
+
+
+def other_classes(run: Path) -> ModelDescription:
+    described = read_description(run / "model_best.safetensors")
+    return replace(described, classes=tuple(reversed([ClassInfo(1, "zero", "c0"), ClassInfo(0, "one", "c1")])))
+
+
+def test_removed_weights_of_a_finished_run_are_named(images, tmp_path):
+    run_baseline(images, tmp_path / "run", epochs=1)
+    (tmp_path / "run" / "model_best.safetensors").unlink()
+    with pytest.raises(InputError, match=r"model_best\.safetensors: was removed after training; restore it"):
+        run_baseline(images, tmp_path / "run", epochs=1)
+
+
+def test_a_state_of_another_network_is_named(images, tmp_path):
+    run_baseline(images, tmp_path / "run", epochs=1)
+    run_baseline(images, tmp_path / "wide", epochs=1, classifier_width=16)
+    (tmp_path / "run" / "curves.png").unlink()
+    (tmp_path / "wide" / "last.pt").replace(tmp_path / "run" / "last.pt")
+    with pytest.raises(InputError, match=r"last\.pt: does not fit this VGG"):
+        run_baseline(images, tmp_path / "run", epochs=1)
 
 
 def test_step_schedule_equals_torchs():

@@ -13,6 +13,7 @@ from utils.utils import MeanAggregator, TopKAggregator, derive_seed, progress, s
 
 def test_seeds_repeat_and_do_not_collide_where_sums_would():
     assert derive_seed(3, 4) == derive_seed(3, 4)
+    assert len({derive_seed(5), derive_seed(5, 0), derive_seed(5, 0, 0)}) == 3
     seeds = {derive_seed(run, epoch) for run in range(20) for epoch in range(20)}
     assert len(seeds) == 400
     assert all(0 <= seed < 2**63 for seed in seeds)
