@@ -58,24 +58,31 @@ class SvdGenerator:
         """Generate one clip: uint8 (H, W, 3) -> uint8 (num_frames, frame_size, frame_size, 3).
 
         Raises:
-            ClipError: the network returned numbers that are no picture (NaN).
+            ClipError: the network returned numbers that are no picture (NaN or infinity).
             InputError: the device's memory is too small.
         """
         stretched = Image.fromarray(image).resize(self._size, Image.Resampling.BICUBIC)
         # The generator lives on the CPU, so that the noise does not depend on the device.
         generator = torch.Generator("cpu").manual_seed(seed)
         try:
-            frames = self._pipeline(stretched, generator=generator, output_type="np", **self._options).frames[0]
+            video = self._generate(stretched, generator)
         except torch.OutOfMemoryError:
             width, height = self._size
             raise InputError(
                 f"the GPU's memory is too small for SVD at {height} x {width}; set svd.cpu_offload: true, a smaller "
                 "svd.decode_chunk_size, or a smaller svd.height and svd.width"
             ) from None
-        if not np.isfinite(frames).all():
-            raise ClipError("SVD returned NaN; use dtype bfloat16 or float32, or another size")
+        if not torch.isfinite(video).all():
+            raise ClipError("SVD returned NaN or infinity; use dtype bfloat16 or float32, or another size")
+        frames = self._pipeline.video_processor.postprocess_video(video=video, output_type="np")[0]
         frames = (frames * 255).round().astype(np.uint8)  # float (T, H, W, 3), 0..1 -> uint8
         return np.stack([resize_and_centre_crop(frame, self._frame_size) for frame in frames])
+
+    @torch.no_grad()
+    def _generate(self, image: Image.Image, generator: torch.Generator) -> torch.Tensor:
+        """Float (1, 3, T, H, W), about -1..1: decoded here, because the pipeline clamps infinity to white."""
+        latents = self._pipeline(image, generator=generator, output_type="latent", **self._options).frames
+        return self._pipeline.decode_latents(latents, self._options["num_frames"], self._options["decode_chunk_size"])
 
 
 def load_pipeline(diffusion_model: str, device: str, dtype: str, *, cpu_offload: bool):
