@@ -43,9 +43,9 @@ def run_sourcing(settings: SourcingSettings, split: str) -> Path:
     run = open_run(
         settings,
         owned=(split, index_name, issues_name),
-        inputs=_raw_inputs(settings.raw_root),
+        inputs=_raw_inputs(settings, split),
         config_name=f"{split}.config.yaml",
-        free_keys=("download", "download_url", "download_md5"),
+        free_keys=("raw_root", "download", "download_url", "download_md5"),
         redone_without=index_name,
     )
     index_path, issues_path = run.dir / index_name, run.dir / issues_name
@@ -54,6 +54,7 @@ def run_sourcing(settings: SourcingSettings, split: str) -> Path:
         return index_path
     _require_other_splits_classes(run.dir, split, settings)
     tree = open_raw_tree(_fetch_raw_data(settings))
+    run.record_inputs(_raw_inputs(settings, split))  # a download was not there when the run was opened
     labels = {item.wnid: (label, item) for label, item in enumerate(settings.classes)}
     images = list_images(tree, split, list(labels))
     run.begin()
@@ -70,11 +71,15 @@ def run_sourcing(settings: SourcingSettings, split: str) -> Path:
     return index_path
 
 
-def _raw_inputs(raw_root: Path) -> dict[str, Path]:
-    """What tells one raw data set from another at little cost: the archive, or the folder's lists."""
-    if raw_root.is_file():
-        return {"archive": raw_root}
-    return {"wnids": raw_root / "wnids.txt", "val_annotations": raw_root / "val" / "val_annotations.txt"}
+def _raw_inputs(settings: SourcingSettings, split: str) -> dict[str, Path | str]:
+    """What tells one raw data set from another at little cost: the archive, or names and sizes of a folder's files."""
+    root = settings.raw_root
+    if not root.is_dir():
+        return {"raw data": root}
+    folders = [root / "val"] if split == "val" else [root / "train" / item.wnid for item in settings.classes]
+    files = sorted(path for folder in folders for path in folder.rglob("*") if path.is_file())
+    listing = "".join(f"{path.relative_to(root)}\t{path.stat().st_size}\n" for path in files)
+    return {"raw data": sha256_bytes(listing.encode("utf-8", "backslashreplace"))}
 
 
 def _require_other_splits_classes(output_dir: Path, split: str, settings: SourcingSettings) -> None:

@@ -527,7 +527,7 @@ def test_changed_config_on_a_rerun_names_the_keys(refuse, made_clips):
 def test_changed_input_on_a_rerun_is_named(refuse, made_clips, images):
     with (images / "val.csv").open("a") as file:
         file.write("\n")
-    refuse(GENERATE, None, says=["val_index: the file's content has changed"], at_once=True)
+    refuse(GENERATE, None, says=["val_index: its content has changed"], at_once=True)
 
 
 def test_broken_config_in_the_output_folder_is_named(refuse, made_clips):

@@ -54,6 +54,10 @@ class Run:
         """Whether the files that a stage writes last stand, and are to stay."""
         return not self.replaces and all((self.dir / name).exists() for name in last_files)
 
+    def record_inputs(self, inputs: Mapping[str, Path | str]) -> None:
+        """Add inputs that came into being after the run was opened."""
+        self.fingerprints |= _fingerprints(inputs)
+
     def begin(self, device: Mapping[str, Any] | None = None) -> None:
         """Take the folder over: remove what is to be replaced, record config and environment.
 
@@ -92,7 +96,7 @@ def open_run(
     *,
     owned: tuple[str, ...],
     replaced: tuple[str, ...] | None = None,
-    inputs: Mapping[str, Path] | None = None,
+    inputs: Mapping[str, Path | str] | None = None,
     config_name: str = "config.yaml",
     free_keys: tuple[str, ...] = (),
     redone_without: str | None = None,
@@ -103,7 +107,8 @@ def open_run(
         settings: must have `output_dir` and `overwrite`.
         owned: names this stage writes below the folder.
         replaced: those of them that `overwrite` removes; None is all.
-        inputs: files whose content the result depends on; a change counts like a changed key.
+        inputs: files whose content the result depends on (or a fingerprint as text); a change counts like a changed
+            key.
         config_name: differs where several scripts share one folder.
         free_keys: further keys (or patterns, `models.*.checkpoint`) that a rerun may change, e.g. those that only say
             where the `inputs` are.
@@ -117,7 +122,7 @@ def open_run(
     output_dir: Path = settings.output_dir  # type: ignore[attr-defined]
     _make_folder(output_dir)
     lock = _lock_folder(output_dir)
-    fingerprints = {name: sha256_file(path) for name, path in (inputs or {}).items() if path.is_file()}
+    fingerprints = _fingerprints(inputs or {})
     replaced = owned if replaced is None else replaced
     is_unfinished = redone_without is not None and not (output_dir / redone_without).exists()
     was_interrupted = _replacing_marker(output_dir, config_name).exists()
@@ -131,6 +136,13 @@ def open_run(
     if kept:
         _refuse_changes(output_dir, config_name, settings, fingerprints, NOT_IDENTITY | set(free_keys))
     return Run(output_dir, settings, config_name, fingerprints, replaced, replaces, bool(made), lock)
+
+
+def _fingerprints(inputs: Mapping[str, Path | str]) -> dict[str, str]:
+    """SHA-256 of each file; what is not there has none."""
+    texts = {name: value for name, value in inputs.items() if isinstance(value, str)}
+    files = {name: value for name, value in inputs.items() if isinstance(value, Path) and value.is_file()}
+    return texts | {name: sha256_file(path) for name, path in files.items()}
 
 
 def _existing(output_dir: Path, names: tuple[str, ...]) -> list[Path]:
@@ -214,7 +226,7 @@ def _refuse_changes(
     if recorded is not None:
         # An input that is gone changes nothing that was made from it; a new one, or another content, does.
         changed += [
-            f"{name}: the file's content has changed" if name in recorded else f"{name}: was not an input before"
+            f"{name}: its content has changed" if name in recorded else f"{name}: was not an input before"
             for name, sha256 in sorted(fingerprints.items())
             if recorded.get(name) != sha256
         ]

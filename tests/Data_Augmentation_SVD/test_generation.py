@@ -335,7 +335,7 @@ def test_a_changed_image_index_is_refused(own_images, tmp_path):
     run_generation(settings_for(own_images, tmp_path / "out"))
     table = read_table(own_images / "train.csv", IMAGE_INDEX)
     write_table(table.iloc[::-1], own_images / "train.csv", IMAGE_INDEX)
-    with pytest.raises(InputError, match="train_index: the file's content has changed"):
+    with pytest.raises(InputError, match="train_index: its content has changed"):
         run_generation(settings_for(own_images, tmp_path / "out"))
 
 

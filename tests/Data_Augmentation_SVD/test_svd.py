@@ -21,6 +21,7 @@ from diffusers import (
     StableVideoDiffusionPipeline,
     UNetSpatioTemporalConditionModel,
 )
+from diffusers.video_processor import VideoProcessor
 from PIL import Image
 from samples import random_image, write_image_set
 from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWithProjection
@@ -202,14 +203,20 @@ def test_settings_that_the_pipeline_cannot_run_are_refused_by_key(image_set, tmp
 
 
 class Recorder:
-    """Stands in for a pipeline: keeps what it was called with and returns the frames it was made with."""
+    """Stands in for a pipeline: keeps what it was called with and decodes to the frames it was made with."""
 
     def __init__(self, frames: np.ndarray) -> None:
-        self.frames, self.calls = frames, []
+        video = torch.from_numpy(frames).float() * 2 - 1
+        self._video = video.permute(3, 0, 1, 2)[None]  # (T, H, W, C) -> (1, C, T, H, W)
+        self.calls = []
+        self.video_processor = VideoProcessor(vae_scale_factor=8)
 
     def __call__(self, image, **options):
         self.calls.append((image, options))
-        return SimpleNamespace(frames=[self.frames])
+        return SimpleNamespace(frames=torch.zeros(1, self._video.shape[2], 4, 8, 16))
+
+    def decode_latents(self, latents: torch.Tensor, num_frames: int, decode_chunk_size: int) -> torch.Tensor:
+        return self._video
 
 
 def test_the_pipeline_is_given_the_image_stretched_to_its_size():
@@ -298,13 +305,8 @@ def spoil(pipeline, component: str, value: float) -> None:
         parameter.view(-1)[0] = value
 
 
-@pytest.mark.parametrize(
-    ("component", "value"),
-    [
-        *((component, float("nan")) for component in ("unet", "decoder", "encoder", "image_encoder")),
-        *((component, float("inf")) for component in ("unet", "encoder", "image_encoder")),  # becomes NaN on its way
-    ],
-)
+@pytest.mark.parametrize("component", ["unet", "decoder", "encoder", "image_encoder"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")], ids=["nan", "infinity"])
 def test_a_network_that_returns_no_numbers_is_an_error_and_no_picture(broken_pipeline, component, value):
     spoil(broken_pipeline, component, value)
     with pytest.raises(ClipError, match="SVD returned NaN"):

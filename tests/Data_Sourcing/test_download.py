@@ -58,6 +58,18 @@ def test_the_archive_is_fetched_checked_and_used(tmp_path, archive, url):
     fetched = settings.raw_root.stat().st_mtime_ns
     run_sourcing(settings, "val")
     assert settings.raw_root.stat().st_mtime_ns == fetched, "it was fetched a second time"
+    run_sourcing(settings, "train")  # finished, and its archive is known: no complaint
+
+
+def test_a_finished_split_is_not_fetched_again_and_another_archive_is_refused(tmp_path, archive, url):
+    settings = settings_for(tmp_path, url, hashlib.md5(archive.read_bytes()).hexdigest())
+    run_sourcing(settings, "train")
+    settings.raw_root.unlink()
+    run_sourcing(settings, "train")
+    assert not settings.raw_root.exists()
+    settings.raw_root.write_bytes(b"another")
+    with pytest.raises(InputError, match="raw data: its content has changed"):
+        run_sourcing(settings, "train")
 
 
 def test_a_wrong_checksum_leaves_nothing_behind(tmp_path, url):

@@ -525,12 +525,14 @@ def test_other_classes_in_the_same_folder_are_refused_by_key(raw, output):
     assert not (output / "train/c1").exists()
 
 
-def test_another_raw_folder_for_the_same_output_is_refused_by_key(raw, output):
+def test_a_moved_raw_folder_is_the_same_and_another_one_is_refused(raw, output):
     run_both(raw, output)
     before = content_of(output)
-    raw.rename(raw.with_name("moved"))
-    with pytest.raises(InputError, match=r"other settings \(raw_root: .*/raw' -> .*/moved'"):
-        run_both(raw.with_name("moved"), output)
+    moved = raw.rename(raw.with_name("moved"))
+    run_both(moved, output)
+    (moved / "train/c0/images/c0_9.JPEG").write_bytes(b"one more")
+    with pytest.raises(InputError, match="raw data: its content has changed"):
+        run_sourcing(settings_for(moved, output), "train")
     assert content_of(output) == before
 
 

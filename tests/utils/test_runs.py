@@ -93,7 +93,7 @@ def test_a_changed_and_a_new_input_are_named_and_a_removed_one_is_not(tmp_path):
     with pytest.raises(InputError, match="weights: was not an input before"):
         opened(tmp_path / "run", inputs={"index": index, "weights": index})
     index.write_text("two")
-    with pytest.raises(InputError, match="index: the file's content has changed"):
+    with pytest.raises(InputError, match="index: its content has changed"):
         opened(tmp_path / "run", inputs={"index": index})
     index.unlink()
     opened(tmp_path / "run", inputs={"index": index})

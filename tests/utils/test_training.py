@@ -145,7 +145,7 @@ def test_changed_images_are_noticed(tmp_path):
     data = write_image_set(tmp_path / "images", per_class=2)
     run_baseline(data, tmp_path / "run", epochs=1)
     write_image_set(data, per_class=3)
-    with pytest.raises(InputError, match="train_index: the file's content has changed"):
+    with pytest.raises(InputError, match="train_index: its content has changed"):
         run_baseline(data, tmp_path / "run", epochs=1)
 
 
