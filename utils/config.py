@@ -13,7 +13,8 @@ import re
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, get_args
+from types import NoneType, UnionType
+from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
 import yaml
 from pydantic import AfterValidator, AliasChoices, BaseModel, ConfigDict, Field, ValidationError, ValidationInfo
@@ -153,9 +154,9 @@ def _merge_sources(settings_class: type[Settings], config: Path, overrides: list
         key, separator, text = override.partition("=")
         if not separator or not key:
             raise InputError(f"override {override!r}: write it as key=value, without blanks around the '='")
-        # A path is taken as it is typed: YAML would cut it at ' #' and split it at ': '.
-        is_path = _is_path(settings_class, key.split(".")) and text not in ("null", "~", "")
-        nested: Any = text if is_path else _load_yaml(text, f"override {override!r}")
+        # Paths and texts are taken as they are typed: YAML would cut them at ' #' and split them at ': '.
+        is_text = _names_text(settings_class, key.split(".")) and text not in ("null", "~", "")
+        nested: Any = text if is_text else _load_yaml(text, f"override {override!r}")
         for part in reversed(key.split(".")):
             nested = {part: nested}
         nested = _use_field_names(settings_class, nested, f"override {override!r}")
@@ -167,7 +168,7 @@ def _merge_sources(settings_class: type[Settings], config: Path, overrides: list
     return raw
 
 
-def _is_path(settings_class: type[Settings], parts: list[str]) -> bool:
+def _names_text(settings_class: type[Settings], parts: list[str]) -> bool:
     for part in parts[:-1]:
         if not part.isdigit():
             nested = _nested_settings(settings_class, _field_name(settings_class, part))
@@ -175,7 +176,15 @@ def _is_path(settings_class: type[Settings], parts: list[str]) -> bool:
                 return False
             settings_class = nested
     field = settings_class.model_fields.get(_field_name(settings_class, parts[-1]))
-    return field is not None and any(kind is Path for kind in _leaves(field.annotation))
+    return field is not None and _is_text(field.annotation)
+
+
+def _is_text(annotation: Any) -> bool:
+    if get_origin(annotation) is Annotated:
+        return _is_text(get_args(annotation)[0])
+    if get_origin(annotation) in (Union, UnionType):
+        return all(_is_text(part) for part in get_args(annotation) if part is not NoneType)
+    return annotation in (Path, str)
 
 
 def _leaves(annotation: Any) -> Iterator[Any]:

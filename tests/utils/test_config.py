@@ -196,7 +196,7 @@ OVERRIDES = {
     "whole list": (["items=[{name: c}]"], {"items": [{"name": "c"}]}),
     "first equals sign splits": (["title=a=b"], {"title": "a=b"}),
     "text stays text": (["title=007"], {"title": "007"}),
-    "quoted": (["title='5'"], {"title": "5"}),
+    "text needs no quotes": (["title=5"], {"title": "5"}),
     "alias": (["time_dim=5"], {"num_frames": 5}),
     "nested alias": (["section.levels=5"], {"section": {"size": 4, "depth": 5}}),
     "two sections' keys": (["section.size=7", "section.depth=8"], {"section": {"size": 7, "depth": 8}}),
@@ -403,3 +403,19 @@ def test_config_error_answers_before_heavy_imports(script):
     assert done.returncode == 2
     assert done.stderr.startswith("error: ") and "unknown key 'no_such_key'" in done.stderr
     assert_light_and_fast(time_s, done)
+
+
+class PathSettings(Settings):
+    folder: Path = Path("a")
+    maybe: Path | None = None
+    name: str = "b"
+    numbers: tuple[int, ...] = ()
+
+
+@pytest.mark.parametrize("text", ["/a b #1/c: d", "2024", "[x]", "'quoted'", "ü"])
+def test_paths_and_texts_are_taken_as_they_are_typed(tmp_path, text):
+    (tmp_path / "c.yaml").write_text("")
+    arguments = [f"folder={text}", f"maybe={text}", f"name={text}", "numbers=[1, 2]"]
+    settings = read_settings(PathSettings, None, tmp_path / "c.yaml", arguments)
+    assert settings == PathSettings(folder=Path(text), maybe=Path(text), name=text, numbers=(1, 2))
+    assert read_settings(PathSettings, None, tmp_path / "c.yaml", ["maybe=null"]).maybe is None
