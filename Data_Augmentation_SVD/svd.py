@@ -109,7 +109,7 @@ def load_pipeline(diffusion_model: str, device: str, dtype: str, *, cpu_offload:
         )
     try:
         pipeline = StableVideoDiffusionPipeline.from_pretrained(
-            diffusion_model, torch_dtype=getattr(torch, dtype), local_files_only=local
+            diffusion_model, dtype=getattr(torch, dtype), local_files_only=local
         )
     except (OSError, ValueError, TypeError, LookupError, RuntimeError, AttributeError, SafetensorError) as error:
         raise InputError(_explain_load_error(diffusion_model, local, error)) from error
