@@ -200,7 +200,7 @@ def _make_folder(output_dir: Path) -> None:
 
 def _lock_folder(output_dir: Path) -> IO[str]:
     # POSIX record locks belong to the process: a forked DataLoader worker that outlives a killed parent holds none.
-    lock = (output_dir / ".lock").open("w")
+    lock = (output_dir / ".lock").open("a")  # "w" would touch it
     try:
         fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
