@@ -151,8 +151,14 @@ def read_description(path: Path) -> ModelDescription | None:
 
 def write_training_state(path: Path, state: dict[str, Any]) -> None:
     """Write everything that resume needs, atomically; the previous file stays until the new one is whole."""
-    with atomic_path(path) as partial, partial.open("wb") as file:
-        torch.save(state, file)
+    try:
+        with atomic_path(path) as partial, partial.open("wb") as file:
+            torch.save(state, file)
+    except RuntimeError as error:
+        # torch hides a full disk behind an error of its own while it closes the archive.
+        if isinstance(error.__context__, OSError):
+            raise OSError(error.__context__.errno, error.__context__.strerror, str(path)) from None
+        raise
 
 
 def read_training_state(path: Path) -> dict[str, Any]:

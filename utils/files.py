@@ -26,8 +26,10 @@ def atomic_path(path: Path) -> Iterator[Path]:
         yield partial
         _fsync(partial)
         partial.replace(path)
-    except BaseException:
+    except BaseException as error:
         partial.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename is None:
+            error.filename = str(path)  # a failed write does not know its file's name
         raise
     _fsync(path.parent)  # the rename itself must survive a power cut
 
