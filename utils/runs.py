@@ -69,7 +69,7 @@ class Run:
         environment_path = self.dir / _environment_name(self.config_name)
         marker = _replacing_marker(self.dir, self.config_name)
         if self.replaces:
-            write_text(marker, "an overwrite was interrupted; the next run goes on with it\n")
+            write_text(marker, "".join(f"{name}\n" for name in self.replaced))  # what a killed overwrite still removes
             remove_owned(self.dir, self.replaced)
         elif self.resumes:
             return
@@ -123,10 +123,15 @@ def open_run(
     _make_folder(output_dir)
     lock = _lock_folder(output_dir)
     fingerprints = _fingerprints(inputs or {})
-    replaced = owned if replaced is None else replaced
+    marker = _replacing_marker(output_dir, config_name)
+    was_interrupted = marker.exists()
     is_unfinished = redone_without is not None and not (output_dir / redone_without).exists()
-    was_interrupted = _replacing_marker(output_dir, config_name).exists()
-    replaces = settings.overwrite or is_unfinished or was_interrupted  # type: ignore[attr-defined]
+    is_asked = settings.overwrite or is_unfinished  # type: ignore[attr-defined]
+    replaces = is_asked or was_interrupted
+    # A killed overwrite is finished with the names it had begun with, whatever this run would replace.
+    pending = set(marker.read_text(encoding="utf-8").splitlines()) if was_interrupted else set()
+    asked = set(owned if replaced is None else replaced) if is_asked else set()
+    replaced = tuple(name for name in owned if name in asked | pending)
     made = _existing(output_dir, owned)
     if made and not (output_dir / config_name).exists() and not was_interrupted:
         raise InputError(

@@ -138,6 +138,22 @@ def test_a_killed_overwrite_is_finished_by_the_next_run(tmp_path, target, name, 
     assert not list(tmp_path.glob(".*replacing"))
 
 
+def test_a_killed_overwrite_of_a_part_never_grows(tmp_path):
+    make(tmp_path)
+
+    def overwrite_and_die() -> None:
+        exit_at_call(shutil, "rmtree", 1)
+        run = open_run(
+            SampleSettings(output_dir=tmp_path, overwrite=True), owned=("data", "done.txt"), replaced=("data",)
+        )
+        run.begin()
+
+    assert fork(overwrite_and_die) == KILLED
+    opened(tmp_path).begin()  # would replace everything, had it been asked to
+    assert not (tmp_path / "data").exists()
+    assert (tmp_path / "done.txt").read_text() == "done"
+
+
 def test_flatten_names_list_items_by_position():
     nested = {"a": {"b": 1}, "models": [{"name": "x"}, {"name": "y"}], "mean": [1, 2], "none": {}}
     assert flatten(nested) == {"a.b": 1, "models.0.name": "x", "models.1.name": "y", "mean": [1, 2], "none": {}}
