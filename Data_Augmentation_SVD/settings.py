@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -11,27 +12,55 @@ from utils.config import Fraction, InputPath, NonNegativeFloat, NonNegativeInt, 
 
 # Spelled out here so that a config is checked before torch is imported; a test compares it with the registry.
 GENERATORS = ("svd", "static", "camera_motion")
-_LatentSize = Annotated[int, Field(ge=64, multiple_of=64)]  # must survive the VAE's 8x and the U-Net's 8x down-sampling
+_WorkingSize = Annotated[int, Field(ge=64, multiple_of=64)]  # must survive the VAE's 8x and the U-Net's 8x down-sampling
+_Device = Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?|mps)$")]
+_FrameSize = Annotated[int, Field(ge=16, le=4096, multiple_of=2)]
+_Splits = Annotated[tuple[Literal["train", "val"], ...], Field(min_length=1)]
+_PAPER_MODEL = "stabilityai/stable-video-diffusion-img2vid"
+
+
+class GeometrySettings(Settings):
+    """How an image gets into the network's size, and its frames out again.
+
+    The controls (`static`, `camera_motion`) pass through the same geometry, so that they differ in motion alone.
+
+    Attributes:
+        height, width: size at which frames are generated; larger is sharper and slower (cost grows faster than the
+            area). Multiples of 64.
+        fit: `pad` keeps the whole image and its proportions and repeats the border's pixels around it; `crop` keeps
+            the proportions and loses what sticks out; `stretch` keeps the whole image and distorts it.
+        output: `undo` removes the padding or the stretch; `centre_crop` scales the shorter side to `frame_size` and
+            keeps what is in the centre, distortion and padding included (as the paper did).
+    """
+
+    height: _WorkingSize = 576
+    width: _WorkingSize = 1024
+    fit: Literal["pad", "crop", "stretch"] = "stretch"
+    output: Literal["undo", "centre_crop"] = "centre_crop"
 
 
 class SvdSettings(Settings):
     """Stable Video Diffusion's own knobs; the paper's values, else the pipeline's defaults.
 
     Attributes:
-        height, width: size at which SVD runs; larger is sharper and slower (cost grows faster than the area).
         num_inference_steps: more steps, more detail; time grows in proportion.
         min_guidance_scale, max_guidance_scale: guidance of the first and of the last frame, linear in between. Higher
-            follows the image more closely, with harsher contrast; equal values treat all frames alike.
+            follows the image more closely, with harsher contrast; equal values treat all frames alike; a maximum of
+            at most 1 turns guidance off and halves the time.
         fps: the frame rate SVD is told; higher asks for less motion from frame to frame.
         motion_bucket_id: higher, more motion (0..255).
         noise_aug_strength: noise added to the conditioning image; higher, less like the image and more motion.
-        decode_chunk_size: frames decoded at once; lower needs less memory, and changes pixels a little.
+        decode_chunk_size: frames of one clip decoded at once; lower needs less memory, and changes pixels a little,
+            because the decoder looks at neighbouring frames.
         dtype: `auto` is float16 on a GPU, float32 on a CPU.
-        cpu_offload: keep on the GPU only the part that runs; slower, for cards below about 12 GB.
+        offload: `phases` keeps on the GPU only the part that works (encoder, U-Net or decoder) and moves each once a
+            chunk: for cards below about 12 GB. `none` keeps all parts there; faster.
+        attention_slicing: compute the spatial attention head by head; less memory, slower, and only of use where the
+            device has no memory-efficient attention (old GPUs, mps).
+        compile: `default` compiles the U-Net (minutes once, then faster), `max` also tunes its kernels and captures
+            them as CUDA graphs: pays for long runs, most at small sizes. `none` starts at once.
     """
 
-    height: _LatentSize = 576
-    width: _LatentSize = 1024
     num_inference_steps: PositiveInt = 12
     min_guidance_scale: NonNegativeFloat = 1.0
     max_guidance_scale: NonNegativeFloat = 3.0
@@ -40,7 +69,9 @@ class SvdSettings(Settings):
     noise_aug_strength: NonNegativeFloat = 0.02
     decode_chunk_size: PositiveInt = 8
     dtype: Literal["auto", "float16", "bfloat16", "float32"] = "auto"
-    cpu_offload: bool = False
+    offload: Literal["none", "phases"] = "none"
+    attention_slicing: bool = False
+    compile: Literal["none", "default", "max"] = "none"
 
 
 class CameraMotionSettings(Settings):
@@ -55,6 +86,26 @@ class CameraMotionSettings(Settings):
     zoom_per_frame: Annotated[float, Field(gt=0.5, lt=2)] = 1.03
 
 
+class CheckSettings(Settings):
+    """What a clip must be like to count; one that is not goes to `quarantine/`, with its reason in the index.
+
+    Attributes:
+        min_source_correlation: lowest correlation of any frame's brightness with the source's; higher refuses more
+            clips that lost their subject ("collapsed").
+        max_saturated_fraction: largest share of a frame's values at 0 or 255 beyond the source's own share; lower
+            refuses more burnt-out clips.
+        min_contrast: lowest standard deviation of a frame's brightness, in grey levels, where the source has at least
+            twice as much; higher refuses more clips that are nearly one colour ("black").
+        min_motion: lowest mean difference of successive frames, in grey levels; higher refuses more clips that stand
+            still ("frozen"). Not asked of the `static` control.
+    """
+
+    min_source_correlation: Annotated[float, Field(ge=-1, le=1)] = 0.1
+    max_saturated_fraction: Fraction = 0.5
+    min_contrast: NonNegativeFloat = 2.0
+    min_motion: NonNegativeFloat = 0.01
+
+
 class GenerationSettings(Settings):
     """`make_svd_videos.py`.
 
@@ -65,28 +116,59 @@ class GenerationSettings(Settings):
         splits: which splits to make clips of.
         generator: `svd`, or a control: `static` (no motion), `camera_motion` (pan and zoom).
         diffusion_model: hub id or local folder of the SVD checkpoint.
-        num_frames: frames a clip.
+        model_revision: the hub's branch, tag or commit; a commit pins the weights.
+        num_frames: frames kept in a clip.
+        native_frames: frames generated, of which `num_frames` are kept at equal distances, first and last included;
+            null generates only what is kept. More is slower and spreads the motion wider. SVD was trained on 14.
+        first_frame: `generated`, or `original` to put the image itself in the first frame's place.
+        clips_per_image: clips made of each image, each with its own noise.
         frame_size: side of the saved frames in pixels; even.
         output_fps: frame rate written into the MP4; for viewing only.
+        codec: `h264` (crf 18, as small as the published clips) or `h264_lossless` (exact pixels, several times larger).
         seed: each clip's noise comes from this and its image's content, whatever the order.
-        max_failed_fraction: end with exit code 2 when a larger share of the clips fails.
+        batch_size: images generated at once; faster on a GPU until its memory is full. The noise does not depend on
+            it; the last digit of a pixel may.
+        chunk_size: images that go through one phase (encode, denoise, decode) before the next; larger moves weights
+            less often with `svd.offload: phases` and loses more work to a kill.
+        shard: `i/n` makes the i-th of n parts (1/4 ... 4/4), for job arrays; `merge_shards` joins the indices.
+        retry_failed: try again the clips that an earlier run gave up; rejected ones with their next seed.
+        max_failed_fraction: end with exit code 2 when a larger share of the clips is bad.
     """
 
     data_root: InputPath
     wnids_file: InputPath | None = None
     output_dir: Path = Path("svd_videos")
-    splits: Annotated[tuple[Literal["train", "val"], ...], Field(min_length=1)] = ("train", "val")
+    splits: _Splits = ("train", "val")
     generator: str = "svd"
-    diffusion_model: Annotated[str, Field(min_length=1)] = "stabilityai/stable-video-diffusion-img2vid"
+    diffusion_model: Annotated[str, Field(min_length=1)] = _PAPER_MODEL
+    model_revision: str | None = None
     num_frames: Annotated[int, Field(ge=1, validation_alias=AliasChoices("num_frames", "time_dim"))] = 3
-    frame_size: Annotated[int, Field(ge=16, le=4096, multiple_of=2)] = 224
+    native_frames: PositiveInt | None = None
+    first_frame: Literal["generated", "original"] = "generated"
+    clips_per_image: PositiveInt = 1
+    frame_size: _FrameSize = 224
     output_fps: Annotated[int, Field(ge=1, le=1000)] = 6
+    codec: Literal["h264", "h264_lossless"] = "h264"
     seed: NonNegativeInt = 0
-    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?|mps)$")] = "auto"
+    device: _Device = "auto"
+    batch_size: PositiveInt = 1
+    chunk_size: PositiveInt = 64
+    shard: str | None = None
+    retry_failed: bool = False
     max_failed_fraction: Fraction = 0.01
+    geometry: GeometrySettings = GeometrySettings()
     svd: SvdSettings = SvdSettings()
     camera_motion: CameraMotionSettings = CameraMotionSettings()
+    checks: CheckSettings = CheckSettings()
     overwrite: bool = False
+
+    @property
+    def kept_frames(self) -> tuple[int, ...]:
+        """Positions of the kept frames among the generated ones, first and last included."""
+        last = (self.native_frames or self.num_frames) - 1
+        if self.num_frames == 1:
+            return (0,)
+        return tuple(round(step * last / (self.num_frames - 1)) for step in range(self.num_frames))
 
     @field_validator("generator")
     @classmethod
@@ -95,11 +177,27 @@ class GenerationSettings(Settings):
             raise ValueError(f"unknown generator {name!r}; known: {', '.join(sorted(GENERATORS))}")
         return name
 
+    @field_validator("shard")
+    @classmethod
+    def _is_a_part(cls, shard: str | None) -> str | None:
+        if shard is None:
+            return None
+        match = re.fullmatch(r"(\d{1,6})/(\d{1,6})", shard)
+        if match is None or not 1 <= int(match[1]) <= int(match[2]):
+            raise ValueError(f"must be i/n with i from 1 to n, such as 1/4, not {shard!r}")
+        return f"{int(match[1])}/{int(match[2])}"
+
     @model_validator(mode="after")
     def _is_consistent(self) -> GenerationSettings:
         if len(set(self.splits)) != len(self.splits):
             raise ValueError("splits: a split is listed twice; keep one of them")
-        if self.generator == "svd" and self.num_frames < 2:
+        native_frames = self.native_frames or self.num_frames
+        if native_frames < self.num_frames:
+            raise ValueError(
+                f"native_frames: {native_frames} generated frames cannot give num_frames={self.num_frames}; set "
+                "native_frames to at least num_frames, or null"
+            )
+        if self.generator == "svd" and native_frames < 2:
             raise ValueError("num_frames: SVD makes at least 2 frames; use generator: static for one")
         if self.svd.max_guidance_scale <= 1 < self.svd.min_guidance_scale:
             # The pipeline decides by the maximum whether to guide at all, and fails if the minimum says otherwise.
@@ -107,3 +205,106 @@ class GenerationSettings(Settings):
                 "svd.max_guidance_scale: must be above 1 where svd.min_guidance_scale is, or both at most 1"
             )
         return self
+
+
+class MergeSettings(Settings):
+    """`merge_shards.py`.
+
+    Attributes:
+        output_dir: the folder that the shards were written to.
+        data_root: the images, if they have moved since.
+    """
+
+    output_dir: InputPath
+    data_root: InputPath | None = None
+
+
+class ClipQualitySettings(Settings):
+    """`clip_quality.py`.
+
+    Attributes:
+        clips_root: a folder with `train/`, `val/` and their indices (ours, or the published ones).
+        split: which of them.
+        clips_csv: the index; null takes `clips_root/{split}.csv`.
+        images_root: where `source_path` starts (the image set's folder); null leaves out what needs the sources.
+        wnids_file: one class a line, in label order (raw layout only).
+        geometry: how the sources got into the clips. The default is the paper's.
+        output_dir: where `clip_quality.csv`, `summary.json`, the contact sheet and the previews are written.
+        max_clips: look at so many clips, evenly chosen; null looks at all.
+        sheet_clips: clips on the contact sheet, worst first.
+        num_previews: animated GIFs of the worst clips.
+    """
+
+    clips_root: InputPath
+    split: Literal["train", "val"] = "val"
+    clips_csv: Path | None = None
+    images_root: InputPath | None = None
+    wnids_file: InputPath | None = None
+    geometry: GeometrySettings = GeometrySettings()
+    output_dir: Path
+    max_clips: PositiveInt | None = None
+    sheet_clips: PositiveInt = 40
+    num_previews: NonNegativeInt = 8
+    overwrite: bool = False
+
+
+class AdoptionSettings(Settings):
+    """`adopt_published.py`.
+
+    Attributes:
+        clips_root: the published data set: `train/`, `val/`, `train.csv`, `val.csv`.
+        raw_root: the raw Tiny ImageNet layout.
+        wnids_file: one class a line, in the published label order; null takes the paper's ten.
+        output_dir: where the indices are written.
+        min_similarity: lowest similarity of a clip's frame 0 to a source that counts as a match; higher matches fewer
+            clips and errs less often.
+        min_margin: how much more similar the match must be than the next best image of the class.
+    """
+
+    clips_root: InputPath
+    raw_root: InputPath
+    wnids_file: InputPath | None = None
+    output_dir: Path
+    min_similarity: Annotated[float, Field(ge=-1, le=1)] = 0.8
+    min_margin: Annotated[float, Field(ge=0, le=1)] = 0.05
+    overwrite: bool = False
+
+
+class SmallSvdSettings(Settings):
+    """`train_small_svd.py`.
+
+    Attributes:
+        data_root: a folder of clips with indices, as this stage writes them.
+        split: which split to learn from; the other one is only looked at.
+        output_dir: the checkpoint in diffusers' folder format, training state and figures.
+        image_size: side of the training frames; a multiple of 64.
+        num_frames: frames a clip.
+        vae_channels: width of the VAE's levels, each a multiple of 32; three halvings lie between the four.
+        unet_channels: width of the U-Net's levels, each a multiple of 32.
+        latent_channels: channels of a latent pixel; more keep more detail.
+        vae_steps, unet_steps: updates; more is better and slower.
+        batch_size: clips an update.
+        vae_learning_rate, unet_learning_rate: of AdamW, cosine to 0.
+        conditioning_dropout: share of the clips that are trained without their image, for guidance.
+        ema_decay: of the averaged U-Net weights that are saved.
+        seed: of initial weights, clips, noise.
+    """
+
+    data_root: InputPath
+    split: Literal["train", "val"] = "train"
+    output_dir: Path
+    image_size: _WorkingSize = 64
+    num_frames: Annotated[int, Field(ge=2)] = 3
+    vae_channels: Annotated[tuple[Annotated[int, Field(ge=32, multiple_of=32)], ...], Field(min_length=4, max_length=4)]
+    unet_channels: Annotated[tuple[Annotated[int, Field(ge=32, multiple_of=32)], ...], Field(min_length=1)]
+    latent_channels: PositiveInt = 4
+    vae_steps: PositiveInt = 500
+    unet_steps: PositiveInt = 2000
+    batch_size: PositiveInt = 16
+    vae_learning_rate: Annotated[float, Field(gt=0)] = 1e-3
+    unet_learning_rate: Annotated[float, Field(gt=0)] = 1e-3
+    conditioning_dropout: Fraction = 0.1
+    ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.999
+    device: _Device = "auto"
+    seed: NonNegativeInt = 0
+    overwrite: bool = False

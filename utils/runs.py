@@ -26,7 +26,15 @@ PROJECT_ROOT = Path(__file__).resolve().parents[1]
 
 # Keys that a rerun may change: where and how fast, and what only decides whether a stage ends well.
 NOT_IDENTITY = frozenset(
-    {"overwrite", "output_dir", "workers", "allow_duplicates", "max_rejected_fraction", "max_failed_fraction"}
+    {
+        "overwrite",
+        "output_dir",
+        "workers",
+        "allow_duplicates",
+        "max_rejected_fraction",
+        "max_failed_fraction",
+        "retry_failed",
+    }
 )
 _PACKAGES = ("torch", "torchvision", "diffusers", "transformers", "accelerate", "numpy", "pandas", "av", "pillow")
 
