@@ -1,15 +1,15 @@
-"""Clip generators: from a still image to `num_frames` frames. The registry, and the two controls without a network."""
+"""Clip generators: from still images to short clips. The registry, and the two controls without a network."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Protocol
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Protocol
 
 import numpy as np
 from PIL import Image
 
-from Data_Augmentation_SVD.settings import CameraMotionSettings, GenerationSettings
-from utils.images import resize_and_centre_crop
+from Data_Augmentation_SVD.geometry import Geometry
+from Data_Augmentation_SVD.settings import GenerationSettings
 
 
 class ClipError(Exception):
@@ -17,50 +17,93 @@ class ClipError(Exception):
 
 
 class ClipGenerator(Protocol):
-    """What the generation stage needs of a generator."""
+    """What the generation stage needs of a generator: three steps, of which the outer two may run beside the middle.
 
-    def generate(self, image: np.ndarray, seed: int) -> np.ndarray:
-        """Make one clip.
+    Attributes:
+        expects_motion: whether a clip that stands still is a fault.
+    """
+
+    expects_motion: bool
+
+    def prepare(self, images: Sequence[np.ndarray], seeds: Sequence[int]) -> Any:
+        """All that comes before the expensive step, for one chunk; another thread may run it ahead.
 
         Args:
-            image: uint8 (H, W, 3), RGB, 0..255.
-            seed: all randomness comes from it.
-
-        Returns:
-            uint8 (num_frames, frame_size, frame_size, 3), RGB, 0..255.
+            images: uint8 (H, W, 3), RGB, 0..255, each of its own size.
+            seeds: one an image; all randomness comes from it.
 
         Raises:
-            ClipError: no usable clip; the run goes on with the next image.
+            InputError: the device's memory is too small.
         """
 
+    def generate(self, prepared: Any, should_stop: Callable[[], bool]) -> Iterator[Any]:
+        """One draft an image, in order; a draft may be a `ClipError`. Ends early when asked to stop.
 
-class StaticGenerator:
+        Raises:
+            InputError: the device's memory is too small.
+        """
+
+    def finish(self, draft: Any, image: np.ndarray) -> np.ndarray:
+        """A draft -> uint8 (native_frames, frame_size, frame_size, 3), RGB, 0..255; cheap, in another thread.
+
+        Raises:
+            ClipError: this image gave no usable clip.
+        """
+
+    def describe(self) -> dict[str, Any]:
+        """What computes, for the records: device, model revision; {} where nothing does."""
+
+
+class StillImageGenerator:
+    """What the two controls share: a draft is the seed, and all the work is in `finish`, on the CPU."""
+
+    expects_motion = True
+
+    def prepare(self, images: Sequence[np.ndarray], seeds: Sequence[int]) -> list[int]:
+        """Nothing to prepare."""
+        return list(seeds)
+
+    def generate(self, prepared: list[int], should_stop: Callable[[], bool]) -> Iterator[int]:
+        """The seeds, one by one."""
+        for seed in prepared:
+            if should_stop():
+                return
+            yield seed
+
+    def describe(self) -> dict[str, Any]:
+        """Nothing computes but Pillow."""
+        return {}
+
+
+class StaticGenerator(StillImageGenerator):
     """The image `num_frames` times: the control without motion."""
 
-    def __init__(self, *, num_frames: int, frame_size: int) -> None:
-        self._num_frames, self._frame_size = num_frames, frame_size
+    expects_motion = False
 
-    def generate(self, image: np.ndarray, seed: int) -> np.ndarray:
+    def __init__(self, *, num_frames: int, geometry: Geometry) -> None:
+        self._num_frames, self._geometry = num_frames, geometry
+
+    def finish(self, draft: int, image: np.ndarray) -> np.ndarray:
         """Repeat the image; the seed changes nothing."""
-        frame = resize_and_centre_crop(image, self._frame_size)
-        return np.repeat(frame[None], self._num_frames, axis=0)
+        return np.repeat(self._geometry.view(image)[None], self._num_frames, axis=0)
 
 
-class CameraMotionGenerator:
+class CameraMotionGenerator(StillImageGenerator):
     """A pan in a random direction with a slow zoom; frame 0 is the image itself. The control "is any motion enough?".
 
     Frame t shows the image magnified by `zoom_per_frame ** t` around the centre and moved by `t * shift_fraction` of
     its side; beyond the border the border's pixels repeat.
     """
 
-    def __init__(self, *, num_frames: int, frame_size: int, shift_fraction: float, zoom_per_frame: float) -> None:
-        self._num_frames, self._frame_size = num_frames, frame_size
-        self._shift_px, self._zoom = shift_fraction * frame_size, zoom_per_frame
+    def __init__(self, *, num_frames: int, geometry: Geometry, shift_fraction: float, zoom_per_frame: float) -> None:
+        self._num_frames, self._geometry, self._frame_size = num_frames, geometry, geometry.frame_size
+        self._shift_px, self._zoom = shift_fraction * geometry.frame_size, zoom_per_frame
+        self.expects_motion = num_frames > 1 and (shift_fraction > 0 or zoom_per_frame != 1)
 
-    def generate(self, image: np.ndarray, seed: int) -> np.ndarray:
+    def finish(self, draft: int, image: np.ndarray) -> np.ndarray:
         """Pan and zoom over one image, in the direction that the seed draws."""
-        frame = resize_and_centre_crop(image, self._frame_size)
-        dx, dy = self.displacement_px(seed)
+        frame = self._geometry.view(image)
+        dx, dy = self.displacement_px(draft)
         return np.stack(
             [frame] + [self._move(frame, t * dx, t * dy, self._zoom**t) for t in range(1, self._num_frames)]
         )
@@ -82,27 +125,39 @@ class CameraMotionGenerator:
 
 
 def _build_static(settings: GenerationSettings) -> ClipGenerator:
-    return StaticGenerator(num_frames=settings.num_frames, frame_size=settings.frame_size)
+    return StaticGenerator(num_frames=_num_native(settings), geometry=build_geometry(settings))
 
 
 def _build_camera_motion(settings: GenerationSettings) -> ClipGenerator:
-    motion: CameraMotionSettings = settings.camera_motion
     return CameraMotionGenerator(
-        num_frames=settings.num_frames,
-        frame_size=settings.frame_size,
-        shift_fraction=motion.shift_fraction,
-        zoom_per_frame=motion.zoom_per_frame,
+        num_frames=_num_native(settings), geometry=build_geometry(settings), **settings.camera_motion.model_dump()
     )
 
 
 def _build_svd(settings: GenerationSettings) -> ClipGenerator:
-    from Data_Augmentation_SVD.svd import SvdGenerator, load_pipeline  # torch and diffusers, only when needed
+    from Data_Augmentation_SVD.svd import SvdGenerator  # torch and diffusers, only when needed
+    from Data_Augmentation_SVD.svd_weights import load_pipeline
 
     pipeline = load_pipeline(
-        settings.diffusion_model, settings.device, settings.svd.dtype, cpu_offload=settings.svd.cpu_offload
+        settings.diffusion_model, settings.device, settings.svd.dtype, revision=settings.model_revision
     )
-    knobs = settings.svd.model_dump(exclude={"dtype", "cpu_offload"})
-    return SvdGenerator(pipeline, num_frames=settings.num_frames, frame_size=settings.frame_size, **knobs)
+    return SvdGenerator(
+        pipeline,
+        device=settings.device,
+        geometry=build_geometry(settings),
+        num_frames=_num_native(settings),
+        batch_size=settings.batch_size,
+        **settings.svd.model_dump(exclude={"dtype"}),
+    )
+
+
+def build_geometry(settings: GenerationSettings) -> Geometry:
+    """The geometry of a run."""
+    return Geometry(**settings.geometry.model_dump(), frame_size=settings.frame_size)
+
+
+def _num_native(settings: GenerationSettings) -> int:
+    return settings.native_frames or settings.num_frames
 
 
 CLIP_GENERATORS: dict[str, Callable[[GenerationSettings], ClipGenerator]] = {

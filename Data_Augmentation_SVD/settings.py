@@ -8,13 +8,16 @@ from typing import Annotated, Literal
 
 from pydantic import AliasChoices, Field, field_validator, model_validator
 
-from utils.config import Fraction, InputPath, NonNegativeFloat, NonNegativeInt, PositiveInt, Settings
+from utils.config import Fraction, InputPath, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Settings
 
 # Spelled out here so that a config is checked before torch is imported; a test compares it with the registry.
 GENERATORS = ("svd", "static", "camera_motion")
-_WorkingSize = Annotated[int, Field(ge=64, multiple_of=64)]  # must survive the VAE's 8x and the U-Net's 8x down-sampling
+_WorkingSize = Annotated[int, Field(ge=64, multiple_of=64)]  # survives the VAE's 8x and the U-Net's 8x down-sampling
 _Device = Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?|mps)$")]
 _FrameSize = Annotated[int, Field(ge=16, le=4096, multiple_of=2)]
+_Width = Annotated[int, Field(ge=32, multiple_of=32)]  # GroupNorm's 32 groups
+_VaeChannels = Annotated[tuple[_Width, ...], Field(min_length=4, max_length=4)]
+_UnetChannels = Annotated[tuple[_Width, ...], Field(min_length=1)]
 _Splits = Annotated[tuple[Literal["train", "val"], ...], Field(min_length=1)]
 _PAPER_MODEL = "stabilityai/stable-video-diffusion-img2vid"
 
@@ -100,7 +103,7 @@ class CheckSettings(Settings):
             still ("frozen"). Not asked of the `static` control.
     """
 
-    min_source_correlation: Annotated[float, Field(ge=-1, le=1)] = 0.1
+    min_source_correlation: Annotated[float, Field(ge=-1, le=1)] = 0.05
     max_saturated_fraction: Fraction = 0.5
     min_contrast: NonNegativeFloat = 2.0
     min_motion: NonNegativeFloat = 0.01
@@ -155,7 +158,7 @@ class GenerationSettings(Settings):
     chunk_size: PositiveInt = 64
     shard: str | None = None
     retry_failed: bool = False
-    max_failed_fraction: Fraction = 0.01
+    max_failed_fraction: Fraction = 0.1
     geometry: GeometrySettings = GeometrySettings()
     svd: SvdSettings = SvdSettings()
     camera_motion: CameraMotionSettings = CameraMotionSettings()
@@ -225,13 +228,15 @@ class ClipQualitySettings(Settings):
     Attributes:
         clips_root: a folder with `train/`, `val/` and their indices (ours, or the published ones).
         split: which of them.
-        clips_csv: the index; null takes `clips_root/{split}.csv`.
-        images_root: where `source_path` starts (the image set's folder); null leaves out what needs the sources.
-        wnids_file: one class a line, in label order (raw layout only).
-        geometry: how the sources got into the clips. The default is the paper's.
-        output_dir: where `clip_quality.csv`, `summary.json`, the contact sheet and the previews are written.
+        clips_csv: the index, e.g. one that `adopt_published` wrote; null takes `clips_root/{split}.csv`.
+        images_root: the folder that `source_path` is relative to (an image set, or the raw Tiny ImageNet layout); null
+            leaves out what needs the sources.
+        geometry: how the sources got into the clips; null takes what `clips_root/config.yaml` records, or else the
+            paper's.
+        checks: what counts as a fault; the clips stay where they are.
+        output_dir: where the tables, `summary.json`, the contact sheet and the previews are written.
         max_clips: look at so many clips, evenly chosen; null looks at all.
-        sheet_clips: clips on the contact sheet, worst first.
+        sheet_clips: clips on the contact sheet, worst first; 0 draws none.
         num_previews: animated GIFs of the worst clips.
     """
 
@@ -239,11 +244,11 @@ class ClipQualitySettings(Settings):
     split: Literal["train", "val"] = "val"
     clips_csv: Path | None = None
     images_root: InputPath | None = None
-    wnids_file: InputPath | None = None
-    geometry: GeometrySettings = GeometrySettings()
+    geometry: GeometrySettings | None = None
+    checks: CheckSettings = CheckSettings()
     output_dir: Path
     max_clips: PositiveInt | None = None
-    sheet_clips: PositiveInt = 40
+    sheet_clips: Annotated[int, Field(ge=0, le=400)] = 40  # a PNG of 20,000 rows is the most that viewers open
     num_previews: NonNegativeInt = 8
     overwrite: bool = False
 
@@ -253,40 +258,65 @@ class AdoptionSettings(Settings):
 
     Attributes:
         clips_root: the published data set: `train/`, `val/`, `train.csv`, `val.csv`.
-        raw_root: the raw Tiny ImageNet layout.
+        raw_root: the raw Tiny ImageNet layout, or the image set that Data_Sourcing made of it (whose hashes are then
+            the clips' `source_sha256`: give what the 2-D network is trained on).
         wnids_file: one class a line, in the published label order; null takes the paper's ten.
-        output_dir: where the indices are written.
-        min_similarity: lowest similarity of a clip's frame 0 to a source that counts as a match; higher matches fewer
-            clips and errs less often.
-        min_margin: how much more similar the match must be than the next best image of the class.
+        output_dir: where the indices are written; outside `clips_root` and `raw_root`.
+        min_similarity: lowest correlation of detail in a clip's frame 0 and in its source; higher matches fewer clips
+            and errs less often.
+        min_margin: how much more similar the match must be than the next best image of the class; likewise.
+        max_failed_fraction: end with exit code 2 when a larger share of the clips of a split is damaged.
     """
 
     clips_root: InputPath
     raw_root: InputPath
     wnids_file: InputPath | None = None
     output_dir: Path
-    min_similarity: Annotated[float, Field(ge=-1, le=1)] = 0.8
-    min_margin: Annotated[float, Field(ge=0, le=1)] = 0.05
+    min_similarity: Annotated[float, Field(ge=-1, le=1)] = 0.2
+    min_margin: Annotated[float, Field(ge=0, le=1)] = 0.1
+    max_failed_fraction: Fraction = 0.01
     overwrite: bool = False
+
+    @model_validator(mode="after")
+    def _writes_beside_its_inputs(self) -> AdoptionSettings:
+        for name, root in (("clips_root", self.clips_root), ("raw_root", self.raw_root)):
+            if self.output_dir.resolve().is_relative_to(root.resolve()):
+                raise ValueError(f"output_dir: lies in {name}, which must stay as it is; choose a folder outside it")
+        return self
 
 
 class SmallSvdSettings(Settings):
     """`train_small_svd.py`.
 
     Attributes:
-        data_root: a folder of clips with indices, as this stage writes them.
-        split: which split to learn from; the other one is only looked at.
-        output_dir: the checkpoint in diffusers' folder format, training state and figures.
-        image_size: side of the training frames; a multiple of 64.
-        num_frames: frames a clip.
+        data_root: a folder of clips with indices, as this stage writes them (or the published ones).
+        split: which split to learn from; the other one, where there is one, is only looked at.
+        output_dir: the checkpoint in diffusers' folder format, training state, losses and a figure.
+        image_size: side of the training frames; a multiple of 64. Larger clips are scaled down to it.
+        num_frames: frames a training sample; clips must hold at least as many.
+        max_stride: samples take every 1st to every max_stride-th frame, as far as a clip reaches; higher shows the
+            network faster motion.
+        still_fraction: share of the samples that stand still (frame 0 repeated), told as motion bucket 0.
+        full_motion_px: motion in pixels a frame at 7 frames a second that is told as motion bucket 255.
+        fps_range: lowest and highest frame rate that is told; one sample's motion is told with rates all over it.
+        noise_aug_log_mean, noise_aug_log_std: of the log-normal noise on the conditioning image; higher, less like the
+            image, and more robust to generated or noisy images.
+        sigma_log_mean, sigma_log_std: of the log-normal noise level of the diffusion; a higher mean trains the coarse
+            (what moves where), a lower one the fine.
         vae_channels: width of the VAE's levels, each a multiple of 32; three halvings lie between the four.
         unet_channels: width of the U-Net's levels, each a multiple of 32.
         latent_channels: channels of a latent pixel; more keep more detail.
+        kl_weight: pull of the latents to a normal distribution; higher, smoother latents and blurrier pictures.
         vae_steps, unet_steps: updates; more is better and slower.
-        batch_size: clips an update.
+        vae_batch_size, unet_batch_size: clips an update; larger is steadier and slower.
         vae_learning_rate, unet_learning_rate: of AdamW, cosine to 0.
         conditioning_dropout: share of the clips that are trained without their image, for guidance.
         ema_decay: of the averaged U-Net weights that are saved.
+        precision: `bf16` computes the networks in half precision; where the hardware has it, about twice as fast.
+        log_every_n_steps: one line and one row of `history.csv`.
+        save_every_n_steps: how much work a kill can cost.
+        cache_mb: memory for decoded clips; those beyond it are decoded each time they are drawn.
+        workers: processes that read clips beside the training; 0 reads in between.
         seed: of initial weights, clips, noise.
     """
 
@@ -295,16 +325,43 @@ class SmallSvdSettings(Settings):
     output_dir: Path
     image_size: _WorkingSize = 64
     num_frames: Annotated[int, Field(ge=2)] = 3
-    vae_channels: Annotated[tuple[Annotated[int, Field(ge=32, multiple_of=32)], ...], Field(min_length=4, max_length=4)]
-    unet_channels: Annotated[tuple[Annotated[int, Field(ge=32, multiple_of=32)], ...], Field(min_length=1)]
+    max_stride: PositiveInt = 4
+    still_fraction: Fraction = 0.05
+    full_motion_px: PositiveFloat = 3.0
+    fps_range: tuple[Annotated[int, Field(ge=2)], Annotated[int, Field(ge=2)]] = (4, 12)
+    noise_aug_log_mean: float = -3.5
+    noise_aug_log_std: NonNegativeFloat = 0.7
+    sigma_log_mean: float = 0.7
+    sigma_log_std: PositiveFloat = 1.6
+    vae_channels: _VaeChannels = (32, 32, 64, 64)
+    unet_channels: _UnetChannels = (32, 64)
     latent_channels: PositiveInt = 4
-    vae_steps: PositiveInt = 500
-    unet_steps: PositiveInt = 2000
-    batch_size: PositiveInt = 16
-    vae_learning_rate: Annotated[float, Field(gt=0)] = 1e-3
-    unet_learning_rate: Annotated[float, Field(gt=0)] = 1e-3
+    kl_weight: NonNegativeFloat = 1e-5
+    vae_steps: PositiveInt = 1500
+    unet_steps: PositiveInt = 1800
+    vae_batch_size: PositiveInt = 2
+    unet_batch_size: PositiveInt = 16
+    vae_learning_rate: PositiveFloat = 1e-3
+    unet_learning_rate: PositiveFloat = 1e-3
     conditioning_dropout: Fraction = 0.1
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.999
+    precision: Literal["fp32", "bf16"] = "fp32"
+    log_every_n_steps: PositiveInt = 50
+    save_every_n_steps: PositiveInt = 250
+    cache_mb: NonNegativeInt = 1024
+    workers: NonNegativeInt = 0
     device: _Device = "auto"
     seed: NonNegativeInt = 0
     overwrite: bool = False
+
+    @model_validator(mode="after")
+    def _is_consistent(self) -> SmallSvdSettings:
+        if self.fps_range[0] > self.fps_range[1]:
+            raise ValueError(f"fps_range: the lowest, {self.fps_range[0]}, is above the highest, {self.fps_range[1]}")
+        levels = len(self.unet_channels) - 1
+        if self.image_size // 8 % 2**levels:
+            raise ValueError(
+                f"unet_channels: {levels} halvings do not fit the {self.image_size // 8} latent pixels of "
+                f"image_size={self.image_size}; use fewer levels"
+            )
+        return self

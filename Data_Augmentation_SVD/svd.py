@@ -1,35 +1,72 @@
-"""Stable Video Diffusion (Blattmann et al. 2023) as a clip generator, through diffusers' own pipeline."""
+"""Stable Video Diffusion (Blattmann et al. 2023) in three phases: encode all, denoise all, decode all.
+
+The networks and the scheduler are diffusers' own; the loop around them is ours, because the pipeline's is made for one
+image: it mixes the clips of a batch when `decode_chunk_size` is not `num_frames`, turns NaN into black and infinity
+into white pictures, and moves all weights for every image where they do not fit.
+"""
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
+from diffusers.models.attention import BasicTransformerBlock
 from PIL import Image
-from safetensors import SafetensorError
+from torch import Tensor
 
 from Data_Augmentation_SVD.generators import ClipError
-from utils.devices import choose_device
+from Data_Augmentation_SVD.geometry import Geometry
+from Data_Augmentation_SVD.unet_shortcuts import sampling_run, use_exact_shortcuts
+from utils.devices import choose_device, describe_device
 from utils.errors import InputError
-from utils.images import resize_and_centre_crop
+from utils.three_frame_conv import use_three_frame_convs
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """What the U-Net is told of one batch. B is always the full batch size: a short batch repeats its last image.
+
+    Attributes:
+        image_embeddings: CLIP's view of the images, (B, 1, C).
+        image_latents: the VAE's view of the images, (B, 4, h, w).
+        noise: where denoising starts, float32 (B, num_frames, 4, h, w), standard normal.
+        num_real: how many of the B are asked for.
+    """
+
+    image_embeddings: Tensor
+    image_latents: Tensor
+    noise: Tensor
+    num_real: int
+
+    def to(self, device: torch.device) -> Conditions:
+        """The same on another device."""
+        tensors = {name: getattr(self, name).to(device) for name in ("image_embeddings", "image_latents", "noise")}
+        return replace(self, **tensors)
 
 
 class SvdGenerator:
-    """One clip per call, with the paper's geometry: the image stretched to `width` x `height`, frames centre-cropped.
+    """Batches of images to batches of clips; a clip depends on its image and its seed alone.
 
     Args:
-        pipeline: a `StableVideoDiffusionPipeline`; every other argument is a knob of `SvdSettings`.
+        pipeline: a `StableVideoDiffusionPipeline`, taken over: its parts are moved and changed.
+        num_frames: frames to generate.
+        batch_size: images that go through the networks at once.
+
+    Every other argument is a knob of `SvdSettings`.
     """
+
+    expects_motion = True
 
     def __init__(
         self,
         pipeline,
         *,
+        geometry: Geometry,
         num_frames: int,
-        frame_size: int,
-        height: int,
-        width: int,
         num_inference_steps: int,
         min_guidance_scale: float,
         max_guidance_scale: float,
@@ -37,100 +74,230 @@ class SvdGenerator:
         motion_bucket_id: int,
         noise_aug_strength: float,
         decode_chunk_size: int,
+        batch_size: int = 1,
+        device: str = "auto",
+        offload: str = "none",
+        attention_slicing: bool = False,
+        compile: str = "none",
     ) -> None:
-        self._pipeline = pipeline
-        self._frame_size = frame_size
-        self._size = (width, height)
-        self._options = {
-            "height": height,
-            "width": width,
-            "num_frames": num_frames,
-            "num_inference_steps": num_inference_steps,
-            "min_guidance_scale": min_guidance_scale,
-            "max_guidance_scale": max_guidance_scale,
-            "fps": fps,
-            "motion_bucket_id": motion_bucket_id,
-            "noise_aug_strength": noise_aug_strength,
-            "decode_chunk_size": min(decode_chunk_size, num_frames),
-        }
+        self._pipeline, self._geometry = pipeline, geometry
+        self._num_frames, self._batch_size = num_frames, batch_size
+        self._num_steps = num_inference_steps
+        self._guidance = torch.linspace(min_guidance_scale, max_guidance_scale, num_frames)
+        self._is_guided = max_guidance_scale > 1  # as the pipeline decides it
+        self._micro_conditions = (fps, motion_bucket_id, noise_aug_strength)
+        self._decode_chunk_size = decode_chunk_size
+        self._device = choose_device(device, one_each=True)
+        # Between phases the parts wait on the CPU only where the device cannot hold them all.
+        self._offloads = offload == "phases" and self._device.type != "cpu"
+        # Encoding runs ahead in another thread, on a stream of its own, where there is one.
+        self._encodes_ahead = self._device.type == "cuda" and not self._offloads
+        self._stream = torch.cuda.Stream(self._device) if self._encodes_ahead else None
+        self._unet = _prepare_unet(pipeline.unet, num_frames, attention_slicing, compile)
+        _prepare_vae(pipeline.vae, min(decode_chunk_size, num_frames))
+        if not self._offloads:
+            with self._memory_sentence():
+                self._move(self._device, "image_encoder", "unet", "vae")
 
-    def generate(self, image: np.ndarray, seed: int) -> np.ndarray:
-        """Generate one clip: uint8 (H, W, 3) -> uint8 (num_frames, frame_size, frame_size, 3).
+    # --- the three steps of a ClipGenerator ---------------------------------------------------------------------------
+
+    def prepare(self, images: Sequence[np.ndarray], seeds: Sequence[int]) -> list[Any]:
+        """Fit the images to the working size and, where that overlaps with denoising, encode them.
 
         Raises:
-            ClipError: the network returned numbers that are no picture (NaN or infinity).
-            InputError: the device's memory is too small.
+            InputError: the GPU's memory is too small.
         """
-        stretched = Image.fromarray(image).resize(self._size, Image.Resampling.BICUBIC)
-        # The generator lives on the CPU, so that the noise does not depend on the device.
-        generator = torch.Generator("cpu").manual_seed(seed)
-        try:
-            video = self._generate(stretched, generator)
-        except torch.OutOfMemoryError:
-            width, height = self._size
-            raise InputError(
-                f"the GPU's memory is too small for SVD at {height} x {width}; set svd.cpu_offload: true, a smaller "
-                "svd.decode_chunk_size, or a smaller svd.height and svd.width"
-            ) from None
-        if not torch.isfinite(video).all():
-            raise ClipError("SVD returned NaN or infinity; use dtype bfloat16 or float32, or another size")
-        frames = self._pipeline.video_processor.postprocess_video(video=video, output_type="np")[0]
-        frames = (frames * 255).round().astype(np.uint8)  # float (T, H, W, 3), 0..1 -> uint8
-        return np.stack([resize_and_centre_crop(frame, self._frame_size) for frame in frames])
+        fitted = [self._geometry.fit_image(image) for image in images]
+        size = self._batch_size
+        batches = [(fitted[start : start + size], seeds[start : start + size]) for start in range(0, len(fitted), size)]
+        if not self._encodes_ahead:
+            return batches
+        with self._memory_sentence(), torch.cuda.stream(self._stream):
+            conditions = [self.encode(*batch) for batch in batches]
+            self._stream.synchronize()
+        return conditions
+
+    def generate(self, prepared: list[Any], should_stop: Callable[[], bool]) -> Iterator[np.ndarray | ClipError]:
+        """Denoise all batches, then decode them: uint8 (num_frames, height, width, 3) each, at the working size.
+
+        Asked to stop, it decodes what has been denoised and ends.
+
+        Raises:
+            InputError: the GPU's memory is too small.
+        """
+        return map(_to_frames, self.generate_videos(prepared, should_stop))
+
+    def generate_videos(self, prepared: list[Any], should_stop: Callable[[], bool] = lambda: False) -> Iterator[Tensor]:
+        """As `generate`, before quantisation: float32 (num_frames, 3, height, width) each, about -1..1."""
+        with self._memory_sentence():
+            if self._encodes_ahead:
+                conditions = prepared
+            else:
+                with self._on_device("image_encoder", "vae"):
+                    conditions = [self.encode(*batch) for batch in prepared]
+            latents = []
+            with self._on_device("unet"):
+                for batch in conditions:
+                    if should_stop():
+                        break
+                    latents.append(self.denoise(batch.to(self._device)).to("cpu" if self._offloads else self._device))
+            with self._on_device("vae"):
+                for batch, denoised in zip(conditions, latents, strict=False):
+                    yield from self.decode(denoised.to(self._device))[: batch.num_real]
+
+    def finish(self, draft: np.ndarray | ClipError, image: np.ndarray) -> np.ndarray:
+        """Undo the geometry: uint8 (num_frames, frame_size, frame_size, 3).
+
+        Raises:
+            ClipError: the networks returned no picture.
+        """
+        if isinstance(draft, ClipError):
+            raise draft
+        return np.stack([self._geometry.restore(frame, *image.shape[:2]) for frame in draft])
+
+    def describe(self) -> dict[str, Any]:
+        """Device, types, and the commit of the weights where the hub named one."""
+        unet = self._pipeline.unet
+        return describe_device(self._device) | {
+            "dtype": str(unet.dtype).removeprefix("torch."),
+            "model_commit": getattr(self._pipeline, "weights_commit", None),
+        }
+
+    # --- phases -------------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def _generate(self, image: Image.Image, generator: torch.Generator) -> torch.Tensor:
-        """Float (1, 3, T, H, W), about -1..1: decoded here, because the pipeline clamps infinity to white."""
-        latents = self._pipeline(image, generator=generator, output_type="latent", **self._options).frames
-        return self._pipeline.decode_latents(latents, self._options["num_frames"], self._options["decode_chunk_size"])
+    def encode(self, images: Sequence[np.ndarray], seeds: Sequence[int]) -> Conditions:
+        """Phase 1, for up to `batch_size` images: uint8 (height, width, 3) each.
+
+        The noise is drawn on the CPU in float32, each clip's from its own generator, in the pipeline's order
+        (augmentation, then latents): it depends on no device, batch or type.
+        """
+        num_real, missing = len(images), self._batch_size - len(images)
+        # A short batch would take other kernels, whose last digits differ: fill it up with its last image.
+        images, seeds = [*images, *[images[-1]] * missing], [*seeds, *[seeds[-1]] * missing]
+        pipeline, generators = self._pipeline, [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
+        pictures = [Image.fromarray(image) for image in images]
+        embeddings = pipeline._encode_image(pictures, self._device, 1, False)
+        pixels = pipeline.video_processor.preprocess(pictures, self._geometry.height, self._geometry.width)
+        augmentation = torch.cat([torch.randn(1, *pixels.shape[1:], generator=g) for g in generators])
+        pixels = (pixels + self._micro_conditions[2] * augmentation).to(self._device, _encoder_dtype(pipeline.vae))
+        latents = pipeline.vae.encode(pixels).latent_dist.mode().to(embeddings.dtype)
+        # 4 of the U-Net's 8 input channels are the image's, 4 are the noise's.
+        shape = (1, self._num_frames, latents.shape[1], *latents.shape[2:])
+        noise = torch.cat([torch.randn(shape, generator=g) for g in generators]).to(self._device)
+        return Conditions(embeddings, latents, noise, num_real)
+
+    @torch.no_grad()
+    def denoise(self, conditions: Conditions) -> Tensor:
+        """Phase 2: latents (B, num_frames, 4, h, w) of a batch, after all steps of the Euler scheduler."""
+        scheduler, dtype = self._pipeline.scheduler, conditions.image_embeddings.dtype
+        scheduler.set_timesteps(self._num_steps, device=self._device)
+        latents = conditions.noise.to(dtype) * scheduler.init_noise_sigma
+        embeddings, image_latents = conditions.image_embeddings, conditions.image_latents
+        image_latents = image_latents[:, None].expand(-1, self._num_frames, -1, -1, -1)
+        if self._is_guided:  # without and with the image, in one batch (Ho & Salimans 2022)
+            embeddings = torch.cat([torch.zeros_like(embeddings), embeddings])
+            image_latents = torch.cat([torch.zeros_like(image_latents), image_latents])
+        fps, motion_bucket_id, noise_aug_strength = self._micro_conditions
+        # SVD was trained to be told fps - 1 (generative-models, simple_video_sample.py).
+        added = torch.tensor([[fps - 1, motion_bucket_id, noise_aug_strength]], dtype=dtype, device=self._device)
+        added = added.expand(len(embeddings), -1)
+        guidance = self._guidance.to(self._device, dtype)[None, :, None, None, None]
+        with sampling_run(self._pipeline.unet):
+            for timestep in scheduler.timesteps:
+                inputs = torch.cat([latents, latents]) if self._is_guided else latents
+                inputs = torch.cat([scheduler.scale_model_input(inputs, timestep), image_latents], dim=2)
+                torch.compiler.cudagraph_mark_step_begin()
+                predicted = self._unet(inputs, timestep, embeddings, added, return_dict=False)[0]
+                if self._is_guided:
+                    without, with_image = predicted.chunk(2)
+                    predicted = without + guidance * (with_image - without)
+                latents = scheduler.step(predicted, timestep, latents).prev_sample
+        return latents
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> Tensor:
+        """Phase 3: latents (B, num_frames, 4, h, w) -> float32 (B, num_frames, 3, height, width), about -1..1.
+
+        At most `decode_chunk_size` frames at once, whole clips or parts of one; frames of two clips never share a
+        part, because the decoder mixes neighbouring frames.
+        """
+        vae, (num_clips, num_frames) = self._pipeline.vae, latents.shape[:2]
+        latents = latents / vae.config.scaling_factor
+        part = min(self._decode_chunk_size, num_frames)
+        group = max(1, min(self._decode_chunk_size // num_frames, num_clips))
+        videos = []
+        for start in range(0, num_clips, group):
+            clips = latents[start : start + group]
+            missing = group - len(clips)  # filled up for the same reason as a short batch
+            clips = torch.cat([clips, clips[-1:].expand(missing, -1, -1, -1, -1)]) if missing else clips
+            parts = [
+                vae.decode(chunk.flatten(0, 1), num_frames=chunk.shape[1]).sample.unflatten(0, chunk.shape[:2])
+                for chunk in clips.split(part, dim=1)
+            ]
+            videos.append(torch.cat(parts, dim=1)[: group - missing].float())
+        return torch.cat(videos)
+
+    # --- places -------------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def _on_device(self, *names: str) -> Iterator[None]:
+        """With `offload: phases`, have these parts on the device for a while."""
+        if not self._offloads:
+            yield
+            return
+        self._move(self._device, *names)
+        try:
+            yield
+        finally:
+            self._move(torch.device("cpu"), *names)
+            if self._device.type == "cuda":
+                torch.cuda.empty_cache()
+
+    def _move(self, device: torch.device, *names: str) -> None:
+        for name in names:
+            getattr(self._pipeline, name).to(device)
+
+    @contextmanager
+    def _memory_sentence(self) -> Iterator[None]:
+        try:
+            yield
+        except torch.OutOfMemoryError:
+            raise InputError(
+                f"the GPU's memory is too small for SVD at {self._geometry.height} x {self._geometry.width} with "
+                f"batch_size={self._batch_size}; set a smaller batch_size, svd.offload: phases, a smaller "
+                "svd.decode_chunk_size, or a smaller geometry.height and geometry.width"
+            ) from None
 
 
-def load_pipeline(diffusion_model: str, device: str, dtype: str, *, cpu_offload: bool):
-    """Load a `StableVideoDiffusionPipeline` from a local folder or the hub.
-
-    Args:
-        diffusion_model: a folder in diffusers' format, or a hub id.
-        device: `auto`, `cpu`, `cuda[:n]` or `mps`.
-        dtype: `auto`, `float16`, `bfloat16` or `float32`.
-
-    Raises:
-        InputError: the weights cannot be had, with what to do.
-    """
-    from diffusers import StableVideoDiffusionPipeline
-    from diffusers.utils import logging as diffusers_logging
-
-    diffusers_logging.disable_progress_bar()
-    device = str(choose_device(device))
-    dtype = ("float32" if device == "cpu" else "float16") if dtype == "auto" else dtype
-    local = Path(diffusion_model).is_dir()
-    if not local and not _is_hub_id(diffusion_model):
-        raise InputError(
-            f"diffusion_model: {diffusion_model!r} is neither a folder nor a hub id (owner/name); correct it"
-        )
-    try:
-        pipeline = StableVideoDiffusionPipeline.from_pretrained(
-            diffusion_model, dtype=getattr(torch, dtype), local_files_only=local
-        )
-    except (OSError, ValueError, TypeError, LookupError, RuntimeError, AttributeError, SafetensorError) as error:
-        raise InputError(_explain_load_error(diffusion_model, local, error)) from error
-    pipeline.set_progress_bar_config(disable=True)
-    if cpu_offload and device != "cpu":
-        pipeline.enable_model_cpu_offload(device=device)
-        return pipeline
-    return pipeline.to(device)
+def _prepare_unet(unet, num_frames: int, attention_slicing: bool, compile: str) -> Callable[..., Any]:
+    """The U-Net, without work that cannot change its output, sliced and compiled as asked."""
+    use_exact_shortcuts(unet, num_frames)
+    if attention_slicing:
+        for block in unet.modules():
+            if isinstance(block, BasicTransformerBlock):  # the temporal ones have a row a pixel, each of a few tokens
+                block.attn1.set_attention_slice(1)
+    if compile == "none":
+        return unet
+    return torch.compile(unet, mode={"default": None, "max": "max-autotune"}[compile], dynamic=False)
 
 
-def _is_hub_id(name: str) -> bool:
-    return name.count("/") == 1 and not name.startswith((".", "/", "~")) and all(name.split("/"))
+def _prepare_vae(vae, frames_at_once: int) -> None:
+    """The encoder in float32 where the checkpoint asks for it, the decoder without dead work."""
+    if vae.dtype == torch.float16 and vae.config.force_upcast:
+        vae.encoder.float()
+        vae.quant_conv.float()
+    if frames_at_once == 3:
+        use_three_frame_convs(vae.decoder)
 
 
-def _explain_load_error(diffusion_model: str, local: bool, error: Exception) -> str:
-    first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    if local:
-        return (
-            f"diffusion_model: {diffusion_model} is not a complete SVD checkpoint in diffusers' format ({first_line})"
-        )
-    return (
-        f"diffusion_model: {diffusion_model} cannot be had from the model hub ({first_line}); on a machine with "
-        f"network run 'hf download {diffusion_model}', copy the folder here and set diffusion_model to its path"
-    )
+def _encoder_dtype(vae) -> torch.dtype:
+    return vae.encoder.conv_in.weight.dtype
+
+
+def _to_frames(video: Tensor) -> np.ndarray | ClipError:
+    """float32 (T, 3, H, W), about -1..1 -> uint8 (T, H, W, 3), or why that is no picture."""
+    if not torch.isfinite(video).all():
+        return ClipError("SVD returned NaN or infinity; use dtype bfloat16 or float32, or another size")
+    frames = (video / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1)  # (T, C, H, W) -> (T, H, W, C)
+    return (frames * 255).round().to(torch.uint8).cpu().numpy()

@@ -5,7 +5,8 @@ A frame array is always uint8 (T, H, W, 3), RGB, 0..255.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from fractions import Fraction
 from itertools import islice
 from pathlib import Path
@@ -18,14 +19,32 @@ from utils.files import write_with
 
 # x264's macroblock tree and B-frame decision read memory that was never written (seen with x264 of PyAV 18.1: the same
 # frames gave other bytes in 60 % of fresh processes at 224 px). Without both, equal frames are equal bytes.
-CODEC_OPTIONS = {"crf": "18", "preset": "medium", "x264-params": "bframes=0:mbtree=0"}
+_REPEATABLE = {"preset": "medium", "x264-params": "bframes=0:mbtree=0"}
 
 
-def write_clip(path: Path, frames: np.ndarray, fps: int = 6) -> None:
-    """Encode frames as H.264 yuv420p (crf 18) and move the finished file into place.
+@dataclass(frozen=True)
+class Codec:
+    """How frames are encoded; everything is pinned, so that equal frames are equal bytes."""
+
+    encoder: str
+    pixel_format: str
+    options: Mapping[str, str]
+
+
+CODECS = {
+    # What the published clips are: 4:2:0 colour, near-transparent.
+    "h264": Codec("libx264", "yuv420p", _REPEATABLE | {"crf": "18"}),
+    # RGB, because the conversion to yuv alone changes pixels, even at crf 0.
+    "h264_lossless": Codec("libx264rgb", "rgb24", _REPEATABLE | {"crf": "0"}),
+}
+
+
+def write_clip(path: Path, frames: np.ndarray, fps: int = 6, codec: str = "h264") -> None:
+    """Encode frames and move the finished file into place.
 
     Args:
         frames: uint8 (T, H, W, 3); H and W even, as yuv420p halves the colour planes.
+        codec: a name in `CODECS`: `h264` (crf 18, yuv420p) or `h264_lossless` (exact pixels).
 
     Raises:
         ValueError: another shape or type.
@@ -34,7 +53,7 @@ def write_clip(path: Path, frames: np.ndarray, fps: int = 6) -> None:
         raise ValueError(f"frames must be uint8 (T, H, W, 3), not {frames.dtype} {frames.shape}")
     if frames.shape[1] % 2 or frames.shape[2] % 2:
         raise ValueError(f"height and width must be even for yuv420p, not {frames.shape[1]} x {frames.shape[2]}")
-    write_with(path, lambda partial: _encode(partial, frames, fps))
+    write_with(path, lambda partial: _encode(partial, frames, fps, CODECS[codec]))
 
 
 def read_clip(path: Path, num_frames: int | None = None) -> np.ndarray:
@@ -63,11 +82,11 @@ def read_clip(path: Path, num_frames: int | None = None) -> np.ndarray:
     return np.stack(frames)
 
 
-def _encode(path: Path, frames: np.ndarray, fps: int) -> None:
+def _encode(path: Path, frames: np.ndarray, fps: int, codec: Codec) -> None:
     with av.open(str(path), "w", format="mp4", options={"fflags": "+bitexact"}) as container:
-        stream = container.add_stream("libx264", rate=fps, options=CODEC_OPTIONS)
+        stream = container.add_stream(codec.encoder, rate=fps, options=dict(codec.options))
         stream.height, stream.width = frames.shape[1:3]
-        stream.pix_fmt = "yuv420p"
+        stream.pix_fmt = codec.pixel_format
         stream.time_base = Fraction(1, fps)
         # One thread: the bytes then depend on the frames alone, and no thread pool outlives a fork.
         stream.codec_context.thread_count = 1

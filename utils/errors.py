@@ -4,22 +4,63 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import sys
+import threading
 from collections.abc import Callable
 
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130
+EXIT_TERMINATED = 143
 
 
 class InputError(Exception):
     """Bad input. The message says what is wrong, where, and what to do."""
 
 
+class Terminated(BaseException):
+    """SIGTERM was received and the work at hand is finished."""
+
+
+class StopRequest:
+    """SIGTERM as a flag that long work looks at between items; a second one ends the process at once.
+
+    A scheduler sends SIGTERM some seconds before it kills: time to finish the item at hand, not the run.
+    """
+
+    def __init__(self) -> None:
+        self.is_set = False
+
+    def __enter__(self) -> StopRequest:
+        self._previous = None
+        if threading.current_thread() is threading.main_thread():  # only there may handlers be installed
+            self._previous = signal.signal(signal.SIGTERM, self._handle)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._previous is not None:
+            signal.signal(signal.SIGTERM, self._previous)
+
+    def _handle(self, *_: object) -> None:
+        if self.is_set:
+            raise Terminated
+        self.is_set = True
+
+    def raise_if_set(self) -> None:
+        """End here if SIGTERM has come.
+
+        Raises:
+            Terminated: it has.
+        """
+        if self.is_set:
+            raise Terminated
+
+
 def run_script(main: Callable[[], None]) -> None:
     """Run a stage script's `main` and turn what the user can mend into one sentence on stderr.
 
-    Exit codes: 0 done, 2 bad input or full disk, 130 interrupted (rerun the same command to go on). Anything else is
-    a bug and keeps its traceback.
+    Exit codes: 0 done, 2 bad input or full disk, 130 interrupted, 143 terminated (rerun the same command to go on).
+    Anything else is a bug and keeps its traceback.
     """
     try:
         main()
@@ -35,6 +76,8 @@ def run_script(main: Callable[[], None]) -> None:
         _stop(sentence, EXIT_BAD_INPUT)
     except KeyboardInterrupt:
         _stop("interrupted; run the same command again (without overwrite) to go on from here", EXIT_INTERRUPTED)
+    except Terminated:
+        _stop("terminated; run the same command again (without overwrite) to go on from here", EXIT_TERMINATED)
 
 
 def first_cause(error: InputError) -> str:

@@ -31,12 +31,16 @@ class ItemIndex:
         paths: one file a row.
         classes: label order; unnamed classes (a two-column index) are called by their number.
         index_path: the CSV it came from (or the folder of a raw data set).
+        first_position: where these rows begin in the whole index, of which they may be a part.
+        num_total: rows of the whole index.
     """
 
     table: pd.DataFrame
     paths: list[Path]
     classes: tuple[ClassInfo, ...]
     index_path: Path
+    first_position: int = 0
+    num_total: int | None = None
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -70,18 +74,27 @@ class ItemIndex:
         return f"clip:{generators.pop() if len(generators) == 1 else 'unknown'}"
 
 
-def read_image_index(path: Path, *, num_classes: int | None = None, verify: bool = True) -> ItemIndex:
+def shard_range(num_items: int, shard: tuple[int, int]) -> range:
+    """Positions of the i-th of n parts, `shard` = (i, n) from (1, n): contiguous, of sizes that differ by at most 1."""
+    part, num_parts = shard
+    return range(num_items * (part - 1) // num_parts, num_items * part // num_parts)
+
+
+def read_image_index(
+    path: Path, *, num_classes: int | None = None, verify: bool = True, shard: tuple[int, int] = (1, 1)
+) -> ItemIndex:
     """Read an image index; paths are relative to its folder.
 
     Args:
         num_classes: labels must be below it; None takes the largest label + 1.
         verify: compare every file with its sha256.
+        shard: (i, n) takes the i-th of n contiguous parts; only its files are looked at.
 
     Raises:
         InputError: a malformed row, a missing, foreign or changed file.
     """
     table = read_table(path, IMAGE_INDEX)
-    return _item_index(table, path, path.parent, "image_path", num_classes, verify)
+    return _item_index(table, path, path.parent, "image_path", num_classes, verify, shard)
 
 
 def read_clip_index(
@@ -177,9 +190,17 @@ def require_same_classes(
 
 
 def _item_index(
-    table: pd.DataFrame, index_path: Path, root: Path, path_column: str, num_classes: int | None, verify: bool
+    table: pd.DataFrame,
+    index_path: Path,
+    root: Path,
+    path_column: str,
+    num_classes: int | None,
+    verify: bool,
+    shard: tuple[int, int] = (1, 1),
 ) -> ItemIndex:
     classes = classes_of(table, index_path, num_classes)
+    num_total, part = len(table), shard_range(len(table), shard)
+    table = table.iloc[part.start : part.stop]
     paths = [resolve_item(root, item, f"{index_path} line {line}") for line, item in table[path_column].items()]
     if verify and "sha256" in table:
         for path, (line, expected) in zip(paths, table["sha256"].items(), strict=True):
@@ -188,4 +209,4 @@ def _item_index(
                     f"{index_path} line {line}: {path} has changed since the index was written (sha256 differs); "
                     "restore or remake it"
                 )
-    return ItemIndex(table.reset_index(drop=True), paths, classes, index_path)
+    return ItemIndex(table.reset_index(drop=True), paths, classes, index_path, part.start, num_total)

@@ -147,7 +147,7 @@ def open_run(
         )
     kept = [path for path in made if path not in _existing(output_dir, replaced)] if replaces else made
     if kept:
-        _refuse_changes(output_dir, config_name, settings, fingerprints, NOT_IDENTITY | set(free_keys))
+        _refuse_changes(output_dir, config_name, settings, fingerprints, set(free_keys))
     return Run(output_dir, settings, config_name, fingerprints, replaced, replaces, bool(made), lock)
 
 
@@ -227,15 +227,8 @@ def _lock_folder(output_dir: Path) -> IO[str]:
 def _refuse_changes(
     output_dir: Path, config_name: str, settings: Settings, fingerprints: Mapping[str, str], free_keys: Set[str]
 ) -> None:
-    old = flatten(read_yaml(output_dir / config_name))
-    new = flatten(settings.model_dump(mode="json"))
-    free = [*free_keys, *(f"*.{key}" for key in NOT_IDENTITY)]
-    changed = [
-        f"{key}: {old.get(key, '(absent)')!r} -> {new.get(key, '(absent)')!r}"
-        for key in sorted(old.keys() | new.keys())
-        if old.get(key) != new.get(key) and not any(fnmatchcase(key, pattern) for pattern in free)
-    ]
-    recorded = _recorded_inputs(output_dir / _environment_name(config_name))
+    changed = find_changes(output_dir / config_name, settings, free_keys)
+    recorded = recorded_inputs(output_dir / _environment_name(config_name))
     if recorded is not None:
         # An input that is gone changes nothing that was made from it; a new one, or another content, does.
         changed += [
@@ -250,11 +243,24 @@ def _refuse_changes(
         )
 
 
-def _recorded_inputs(environment_path: Path) -> dict[str, str] | None:
+def find_changes(config_path: Path, settings: Settings, free_keys: Set[str] = frozenset()) -> list[str]:
+    """How settings differ from a recorded config, as `key: old -> new`; keys that make no result are left out."""
+    old = flatten(read_yaml(config_path))
+    new = flatten(settings.model_dump(mode="json"))
+    free = [*NOT_IDENTITY, *free_keys, *(f"*.{key}" for key in NOT_IDENTITY)]
+    return [
+        f"{key}: {old.get(key, '(absent)')!r} -> {new.get(key, '(absent)')!r}"
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key) != new.get(key) and not any(fnmatchcase(key, pattern) for pattern in free)
+    ]
+
+
+def recorded_inputs(environment_path: Path) -> dict[str, str] | None:
+    """The input hashes that a run has recorded; None where its record was removed or edited by hand."""
     try:
         return dict(json.loads(environment_path.read_text(encoding="utf-8"))["inputs"])
     except (OSError, ValueError, KeyError, TypeError):
-        return None  # removed or edited by hand: nothing to compare with
+        return None
 
 
 def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
