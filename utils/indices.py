@@ -57,12 +57,13 @@ class ItemIndex:
         The second item of one source gets the suffix `#2`, and so on, so that ids are unique within a split.
         """
         # A clip's own hash is no name for its source: only an image index may use `sha256`.
-        column = "sha256" if "image_path" in self.table else "source_sha256"
-        if column not in self.table or (self.table[column] == "").any():
-            column = "image_path" if "image_path" in self.table else "video_path"
+        known, path = ("sha256", "image_path") if "image_path" in self.table else ("source_sha256", "video_path")
+        names = self.table[path]
+        if known in self.table:
+            names = self.table[known].where(self.table[known] != "", names)
         seen: Counter[str] = Counter()
         ids = []
-        for item_id in self.table[column]:
+        for item_id in names:
             seen[item_id] += 1
             ids.append(item_id if seen[item_id] == 1 else f"{item_id}#{seen[item_id]}")
         return ids
