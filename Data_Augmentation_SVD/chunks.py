@@ -76,7 +76,7 @@ def _load(tasks: list[ClipTask], images: TinyImageNetAug, generator: ClipGenerat
     for task in tasks:
         try:
             loaded.append((task, images[task.position]))
-        except ImageError as error:
+        except (ImageError, OSError) as error:  # damaged, or gone since the run began
             unreadable.append((task, str(error)))
     try:
         return Chunk(unreadable, loaded, _prepare(generator, loaded))

@@ -59,7 +59,8 @@ class ClipMaker:
         try:
             frames = self._finish(draft, image)
         except ClipError as error:
-            return self._reject(task, row, None, str(error))
+            remains = None if error.draft is None else self._generator.finish(error.draft, image)
+            return self._reject(task, row, remains, str(error))
         checks = self._settings.checks.model_dump()
         fault = find_fault(
             frames,

@@ -121,7 +121,6 @@ def generate_split(
         Terminated: SIGTERM has come.
     """
     folders = split_folders(settings.output_dir, split)
-    folders.clips.mkdir(parents=True, exist_ok=True)
     journal, index_path = Journal(run_dir / journal_name(split)), run_dir / f"{split}.csv"
     tasks = plan_clips(images, settings)
     made, todo = sort_out(tasks, (*index_rows(index_path), *journal.rows()), folders, settings)
@@ -129,6 +128,7 @@ def generate_split(
         log.info("%s: %d of %d clips are there already", split, len(made), len(tasks))
     _make_clips(todo, made, images, generator, journal, run_dir, split, settings, stop)
     rows = [made[task.name] for task in tasks]
+    folders.clips.mkdir(parents=True, exist_ok=True)  # also where no clip is good
     write_table(rows, index_path, CLIP_INDEX)
     journal.remove()
     log.info("%d clips (%d bad): %s", len(rows), sum(row["status"] != STATUS_OK for row in rows), index_path)
@@ -250,6 +250,6 @@ class BadClipLimit:
         if self._num_bad > self._max_fraction * self._num_total:
             raise InputError(
                 f"{self._journal_path}: {self._num_bad} of {self._num_total} clips failed, more than "
-                f"max_failed_fraction={self._max_fraction:g}; the first: {self._first}; mend the cause and pass "
-                "retry_failed=true, or raise max_failed_fraction"
+                f"max_failed_fraction={self._max_fraction:g}; the first: {self._first}; pass retry_failed=true "
+                "to try them again, or raise max_failed_fraction"
             )

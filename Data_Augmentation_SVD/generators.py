@@ -13,7 +13,15 @@ from Data_Augmentation_SVD.settings import GenerationSettings
 
 
 class ClipError(Exception):
-    """This one image gave no usable clip; the message is the reason in its row."""
+    """This one image gave no usable clip; the message is the reason in its row.
+
+    Attributes:
+        draft: what there is of a clip that was made and is bad, to be kept for inspection; None where nothing is.
+    """
+
+    def __init__(self, reason: str, draft: Any = None) -> None:
+        super().__init__(reason)
+        self.draft = draft
 
 
 class ClipGenerator(Protocol):

@@ -126,7 +126,8 @@ class GenerationSettings(Settings):
         first_frame: `generated`, or `original` to put the image itself in the first frame's place.
         clips_per_image: clips made of each image, each with its own noise.
         frame_size: side of the saved frames in pixels; even.
-        output_fps: frame rate written into the MP4; for viewing only.
+        output_fps: frame rate written into the MP4, for viewing; with `h264` the encoder spends its bits by it, so that
+            pixels change a little.
         codec: `h264` (crf 18, as small as the published clips) or `h264_lossless` (exact pixels, several times larger).
         seed: each clip's noise comes from this and its image's content, whatever the order.
         batch_size: images generated at once; faster on a GPU until its memory is full. The noise does not depend on

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -36,9 +37,9 @@ def parse_shard(text: str | None) -> tuple[int, int]:
     Raises:
         InputError: both at once.
     """
-    num_processes = int(os.environ.get("WORLD_SIZE", "1"))
+    num_processes = int(os.environ.get("WORLD_SIZE") or 1)  # some launchers leave it empty
     if text is None:
-        return (int(os.environ.get("RANK", "0")) + 1, num_processes) if num_processes > 1 else (1, 1)
+        return (int(os.environ.get("RANK") or 0) + 1, num_processes) if num_processes > 1 else (1, 1)
     if num_processes > 1:
         raise InputError(
             "shard: several processes were launched, which are shards already; drop shard, or use python -m"
@@ -97,6 +98,8 @@ def merge_shards(settings: MergeSettings) -> list[Path]:
     }
     for split, num_images in totals.items():
         _check_split(folders, split, num_images, first)
+    for split in first.splits:
+        _refuse_newer_index(folders, split, settings.output_dir)
     run.begin(_recorded_device(folders[0]))
     indices = [_write_index(folders, split, settings.output_dir) for split in first.splits]
     for folder in folders if not read_sessions(settings.output_dir) else ():
@@ -195,11 +198,25 @@ def _require_different_sources(folders: list[Path], split: str) -> None:
                 )
 
 
+def _refuse_newer_index(folders: list[Path], split: str, output_dir: Path) -> None:
+    """The common index may have been mended since the last merge; the shards' older rows must not replace its own."""
+    path = output_dir / f"{split}.csv"
+    if path.exists() and path.read_text(encoding="utf-8") != "".join(_index_text(folders, split)):
+        raise InputError(
+            f"{path}: differs from what the shards say, as clips were made again since the last merge; keep it as it "
+            "is, or remove it to take the shards' word"
+        )
+
+
 def _write_index(folders: list[Path], split: str, output_dir: Path) -> Path:
     """One shard's rows after the other's: their order is that of the clips."""
     path = output_dir / f"{split}.csv"
     with atomic_path(path) as partial, partial.open("w", encoding="utf-8", newline="") as file:
-        file.write(format_table([], CLIP_INDEX))
-        for folder in folders:
-            file.write(format_table(index_rows(folder / f"{split}.csv"), CLIP_INDEX, header=False))
+        file.writelines(_index_text(folders, split))
     return path
+
+
+def _index_text(folders: list[Path], split: str) -> Iterator[str]:
+    yield format_table([], CLIP_INDEX)
+    for folder in folders:
+        yield format_table(index_rows(folder / f"{split}.csv"), CLIP_INDEX, header=False)

@@ -72,17 +72,20 @@ class Journal:
                     yield {column.name: column.parse(cell, str(self.path)) for column, cell in pairs}
 
     def __enter__(self) -> Journal:
-        self._file = self.path.open("a", encoding="utf-8", newline="")
         return self
 
     def append(self, row: dict[str, Any]) -> None:
         """Add one row, on disk when this returns."""
+        if self._file is None:  # not earlier: settings bind nobody before a clip is made
+            self._file = self.path.open("a", encoding="utf-8", newline="")
         self._file.write(format_table([row], CLIP_INDEX, header=False))
         self._file.flush()
         os.fsync(self._file.fileno())
 
     def __exit__(self, *_: object) -> None:
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
+            self._file = None
 
     def remove(self) -> None:
         """Remove the journal: the index has taken its place."""

@@ -93,6 +93,10 @@ def write_clip_set(
                         "num_frames": num_frames,
                         "height": size,
                         "width": size,
+                        "kept_frames": " ".join(map(str, range(num_frames))),
+                        "visible_fraction": 1.0,
+                        "clip_number": 0,
+                        "attempt": 0,
                         "status": "ok",
                         "reason": "",
                     }

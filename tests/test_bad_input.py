@@ -34,7 +34,7 @@ from utils.files import sha256_file
 from utils.indices import ClassInfo, read_image_index
 
 FILTER, VAL = "Data_Sourcing.filter", "Data_Sourcing.val"
-GENERATE = "Data_Augmentation_SVD.make_svd_videos"
+GENERATE, MERGE = "Data_Augmentation_SVD.make_svd_videos", "Data_Augmentation_SVD.merge_shards"
 TRAIN_2D, TRAIN_3D = "Baseline_VGG.train", "Inflated_3D_VGG.train3d"
 EVALUATE, PREPARE = "Model_Evaluation.evaluate", "Model_Evaluation.prepare_evaluation_data"
 COUNT = "Model_Evaluation.parameter_count"
@@ -324,7 +324,31 @@ GENERATION_VALUES = {
     "unknown split": ("splits: [test]", ["splits.0: ", "'test'"]),
     "typo in a section": ("svd: {fpz: 7}", ["unknown key 'svd.fpz'", "did you mean 'svd.fps'?"]),
     "empty section": ("svd:", ["svd: ", "None"]),
-    "size that the network cannot halve": ("svd: {height: 100}", ["svd.height: ", "multiple of 64"]),
+    "size that the network cannot halve": ("geometry: {height: 100}", ["geometry.height: ", "multiple of 64"]),
+    "size where it stood before": ("svd: {height: 576}", ["unknown key 'svd.height'"]),
+    "unknown fit": ("geometry: {fit: squeeze}", ["geometry.fit: ", "'pad', 'crop' or 'stretch'", "'squeeze'"]),
+    "unknown output": ("geometry: {output: none}", ["geometry.output: ", "'undo' or 'centre_crop'"]),
+    "shard zero": ("shard: 0/4", ["shard: ", "i/n with i from 1 to n, such as 1/4, not '0/4'"]),
+    "shard beyond the last": ("shard: 5/4", ["shard: ", "not '5/4'"]),
+    "shard of none": ("shard: 1/0", ["shard: ", "not '1/0'"]),
+    "shard without a number": ("shard: first", ["shard: ", "not 'first'"]),
+    "shard with blanks": ("shard: 1 / 4", ["shard: ", "not '1 / 4'"]),
+    "negative shard": ("shard: -1/4", ["shard: ", "not '-1/4'"]),
+    "more kept than made": ("native_frames: 2", ["native_frames: 2 generated frames cannot give num_frames=3"]),
+    "one frame of SVD": ("num_frames: 1", ["num_frames: SVD makes at least 2 frames"]),
+    "no clip an image": ("clips_per_image: 0", ["clips_per_image: ", "greater than or equal to 1"]),
+    "no images a chunk": ("chunk_size: 0", ["chunk_size: ", "greater than or equal to 1"]),
+    "unknown codec": ("codec: h265", ["codec: ", "'h264' or 'h264_lossless'", "'h265'"]),
+    "unknown first frame": ("first_frame: source", ["first_frame: ", "'generated' or 'original'"]),
+    "flag that is a word": ("retry_failed: yes", ["retry_failed: ", "boolean", "'yes'"]),
+    "correlation beyond one": ("checks: {min_source_correlation: 2}", ["checks.min_source_correlation: ", "1"]),
+    "typo in the checks": ("checks: {min_motoin: 1}", ["did you mean 'checks.min_motion'?"]),
+    "share beyond one": ("max_failed_fraction: 1.5", ["max_failed_fraction: ", "less than or equal to 1"]),
+    "guidance that falls below one": (
+        "svd: {min_guidance_scale: 2, max_guidance_scale: 1}",
+        ["svd.max_guidance_scale: must be above 1"],
+    ),
+    "unknown offload": ("svd: {offload: all}", ["svd.offload: ", "'none' or 'phases'"]),
 }
 
 
@@ -476,7 +500,7 @@ def test_the_remedy_for_failed_clips_keeps_the_clips_that_are_made(run, images):
     break_image(images, "train/c0/c0_1.png")
     Path("config.yaml").write_text(GENERATE_YAML)
     outcome = run(GENERATE, "--config", "config.yaml")
-    assert_refused(outcome, ["1 of 6 clips failed", "max_failed_fraction=0.01", "train/c0/c0_1.png"])
+    assert_refused(outcome, ["1 of 6 clips failed", "max_failed_fraction=0.1", "train/c0/c0_1.png"])
     made = Path("made/train/00000.mp4").stat()
     outcome = run(GENERATE, "--config", "config.yaml", "max_failed_fraction=0.5")
     assert outcome.code == 0, outcome.stderr
@@ -522,6 +546,68 @@ def made_clips(run, images) -> Path:
 def test_changed_config_on_a_rerun_names_the_keys(refuse, made_clips):
     says = ["made was made with other settings", "seed: 0 -> 7", "svd.fps: 7 -> 9", "overwrite=true"]
     refuse(GENERATE, None, "seed=7", "svd.fps=9", says=says, at_once=True)
+
+
+def test_shard_in_the_folder_of_a_whole_run(refuse, made_clips):
+    says = ["made holds a run without shards; choose another output_dir, or drop shard"]
+    refuse(GENERATE, None, "shard=1/2", says=says, at_once=True)
+
+
+@pytest.fixture
+def made_shards(run, images) -> Path:
+    Path("config.yaml").write_text(GENERATE_YAML)
+    for part in (1, 2):
+        assert run(GENERATE, "--config", "config.yaml", f"shard={part}/2").code == 0
+    return Path("made")
+
+
+def test_whole_run_over_shards_that_are_not_merged(refuse, made_shards):
+    says = ["made/train exists and was not made by a run recorded here"]
+    refuse(GENERATE, None, says=says)
+
+
+def test_shard_of_another_number_of_parts(refuse, made_shards):
+    says = ["made/shards/1-of-2 was made with other settings", "shard: '1/2' -> '3/3'", "same"]
+    refuse(GENERATE, None, "shard=3/3", says=says, at_once=True)
+
+
+def test_shard_of_a_launched_process(refuse, images, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    says = ["shard: several processes were launched, which are shards already; drop shard, or use python -m"]
+    refuse(GENERATE, GENERATE_YAML, "shard=1/2", says=says, at_once=True)
+
+
+MERGES = {
+    "no shards": (lambda made: shutil.rmtree(made / "shards"), ["made/shards: there are no shards", "shard=i/n first"]),
+    "missing shard": (lambda made: shutil.rmtree(made / "shards/1-of-2"), ["made/shards: 1-of-2 never ran; run"]),
+    "unfinished shard": (
+        lambda made: (made / "shards/2-of-2/val.journal.csv").write_text(""),
+        ["made/shards/2-of-2/val.csv: shard 2/2 is not finished; run it again, then merge"],
+    ),
+    "missing row": (
+        lambda made: edit_file(made / "shards/2-of-2/val.csv", lambda text: text[: text.rindex("0000")]),
+        ["made/shards/2-of-2/val.csv: lacks 00005.mp4; remove this index and run shard 2/2 again"],
+    ),
+    "broken row": (
+        lambda made: edit_file(made / "shards/2-of-2/val.csv", on_line(2, ",1,", ",one,")),
+        ["made/shards/2-of-2/val.csv line 2: column 'label' is 'one', expected a whole number"],
+    ),
+    "broken config": (
+        lambda made: (made / "shards/1-of-2/config.yaml").write_text("seed: [0"),
+        ["made/shards/1-of-2/config.yaml line 1: not valid YAML"],
+    ),
+    "images gone": (lambda made: shutil.rmtree("images"), ["data_root: ", "images does not exist"]),
+}
+
+
+@pytest.mark.parametrize(("damage", "says"), MERGES.values(), ids=MERGES)
+def test_shards_that_cannot_be_merged(refuse, made_shards, damage, says):
+    damage(made_shards)
+    refuse(MERGE, "output_dir: made\n", says=says)
+
+
+def test_merge_of_a_folder_that_is_not_there(refuse):
+    refuse(MERGE, "output_dir: made\n", says=["output_dir: made does not exist"], at_once=True)
 
 
 def test_changed_input_on_a_rerun_is_named(refuse, made_clips, images):

@@ -8,60 +8,46 @@ from __future__ import annotations
 import csv
 import os
 import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import KILLED, exit_at_call, fork
+from conftest import KILLED, PROJECT, exit_at_call, fork
+from generation_runs import (
+    NUM_CLIPS,
+    SPLITS,
+    Fault,
+    break_image,
+    clip_bytes_by_source,
+    content_of,
+    plant_faults,
+    raising,
+    rows_of,
+    settings_for,
+    stamps_of,
+)
 from PIL import Image
 from samples import random_image, write_image_set, write_raw_set
 
-from Data_Augmentation_SVD import generation, make_svd_videos
-from Data_Augmentation_SVD.generation import Journal, run_generation
-from Data_Augmentation_SVD.generators import CLIP_GENERATORS, ClipError, StaticGenerator
+from Data_Augmentation_SVD import generation, make_svd_videos, split_files
+from Data_Augmentation_SVD.generation import run_generation
+from Data_Augmentation_SVD.generators import CLIP_GENERATORS, CameraMotionGenerator, ClipError, StaticGenerator
 from Data_Augmentation_SVD.settings import GenerationSettings
+from Data_Augmentation_SVD.split_files import Journal, clip_name
 from utils.artifacts import CLIP_INDEX, IMAGE_INDEX, read_table, write_table
 from utils.clips import read_clip
-from utils.config import build_settings, read_yaml
-from utils.errors import InputError
+from utils.config import read_yaml
+from utils.errors import InputError, run_script
 from utils.files import sha256_file
 from utils.indices import read_clip_index
 from utils.runs import open_run
 from utils.utils import derive_seed
-
-SPLITS = ("train", "val")
-NUM_CLIPS = 6  # a split
-
-
-def settings_for(data_root: Path, output: Path, **keys) -> GenerationSettings:
-    content = {"data_root": str(data_root), "output_dir": str(output), "generator": "camera_motion", "frame_size": 32}
-    return build_settings(GenerationSettings, content | keys, "test")
-
-
-def rows_of(output: Path, split: str = "train") -> list[dict]:
-    return read_table(output / f"{split}.csv", CLIP_INDEX).to_dict("records")
-
-
-def content_of(output: Path) -> dict[str, bytes]:
-    """All files of a stage's folder but those that say when and where it was made."""
-    skip = ("config.yaml", "environment.json")
-    files = (path for path in output.rglob("*") if path.is_file() and path.name not in skip)
-    return {path.relative_to(output).as_posix(): path.read_bytes() for path in files}
-
-
-def clip_bytes_by_source(output: Path, split: str = "train") -> dict[str, bytes]:
-    return {row["source_sha256"]: (output / split / row["video_path"]).read_bytes() for row in rows_of(output, split)}
-
-
-def break_image(data_root: Path, position: int, split: str = "train") -> str:
-    """Put a text file in an image's place, with its right hash in the index; return its path there."""
-    table = read_table(data_root / f"{split}.csv", IMAGE_INDEX)
-    name = table["image_path"].iloc[position]
-    (data_root / name).write_text("no image")
-    table.iloc[position, table.columns.get_loc("sha256")] = sha256_file(data_root / name)
-    write_table(table, data_root / f"{split}.csv", IMAGE_INDEX)
-    return name
 
 
 @pytest.fixture(scope="module")
@@ -149,6 +135,7 @@ def test_the_raw_layout_gives_the_same_clips_as_an_index_of_it(tmp_path):
 
 def test_the_script_reads_its_config_and_makes_the_clips(image_set, whole, tmp_path, monkeypatch):
     overrides = [f"data_root={image_set}", f"output_dir={tmp_path}", "generator=camera_motion", "frame_size=32"]
+    overrides += ["geometry.height=64", "geometry.width=64", "geometry.fit=pad", "geometry.output=undo"]
     monkeypatch.setattr("sys.argv", ["make_svd_videos", *overrides])
     make_svd_videos.main()
     assert content_of(tmp_path) == content_of(whole)
@@ -239,12 +226,14 @@ def test_after_too_many_failures_a_higher_limit_goes_on_without_making_clips_aga
     assert len(rows_of(tmp_path / "out")) == NUM_CLIPS
 
 
-def test_failed_clips_are_tried_again_by_the_next_run(image_set, whole, tmp_path, monkeypatch):
+def test_failed_clips_are_tried_again_when_asked(image_set, whole, tmp_path, monkeypatch):
     fail_at(monkeypatch, {2})
     with pytest.raises(InputError, match="1 of 6 clips failed"):
         run_generation(settings_for(image_set, tmp_path))
     monkeypatch.undo()
-    run_generation(settings_for(image_set, tmp_path))
+    with pytest.raises(InputError, match="1 of 6 clips failed"):
+        run_generation(settings_for(image_set, tmp_path))  # given up until it is asked for
+    run_generation(settings_for(image_set, tmp_path, retry_failed=True))
     assert content_of(tmp_path) == content_of(whole)
 
 
@@ -254,14 +243,14 @@ def fail_at(monkeypatch: pytest.MonkeyPatch, calls: set[int], reason: str = "no 
 
     def build_failing(settings):
         generator = build(settings)
-        generate = generator.generate
+        finish = generator.finish
 
-        def generate_or_fail(image, seed):
+        def finish_or_fail(draft, image):
             if next(counter) in calls:
                 raise ClipError(reason)
-            return generate(image, seed)
+            return finish(draft, image)
 
-        generator.generate = generate_or_fail
+        generator.finish = finish_or_fail
         return generator
 
     monkeypatch.setitem(CLIP_GENERATORS, "camera_motion", build_failing)
@@ -273,13 +262,32 @@ def test_a_reason_of_several_lines_is_one_line_in_the_index(image_set, tmp_path,
     assert rows_of(tmp_path)[2]["reason"] == "the first line the second line"
 
 
-def test_a_bug_in_a_generator_is_not_taken_for_a_bad_image(image_set, tmp_path, monkeypatch):
-    def generate(self, image, seed):
-        raise ZeroDivisionError
+def test_an_unexpected_error_of_a_generator_is_laid_at_the_door_of_its_image(image_set, whole, tmp_path, monkeypatch):
+    generate = CameraMotionGenerator.generate
+
+    def generate_or_break(self, prepared, should_stop):
+        for draft in generate(self, prepared, should_stop):
+            if draft == rows_of(whole)[3]["seed"]:
+                raise ZeroDivisionError("of the fourth")
+            yield draft
+
+    monkeypatch.setattr(CameraMotionGenerator, "generate", generate_or_break)
+    run_generation(settings_for(image_set, tmp_path, max_failed_fraction=0.2))
+    rows = rows_of(tmp_path)
+    assert [row["status"] for row in rows] == ["ok"] * 3 + ["quarantined"] + ["ok"] * 2
+    assert rows[3]["reason"] == "ZeroDivisionError: of the fourth"
+    good = {row["source_sha256"]: row["sha256"] for row in rows if row["status"] == "ok"}
+    assert good.items() < {row["source_sha256"]: row["sha256"] for row in rows_of(whole)}.items()
+
+
+def test_a_generator_that_always_breaks_ends_the_stage_with_its_reason(image_set, tmp_path, monkeypatch):
+    def generate(self, prepared, should_stop):
+        raise ZeroDivisionError("always")
+        yield
 
     monkeypatch.setattr(StaticGenerator, "generate", generate)
-    with pytest.raises(ZeroDivisionError):
-        run_generation(settings_for(image_set, tmp_path, generator="static", max_failed_fraction=1.0))
+    with pytest.raises(InputError, match="ZeroDivisionError: always"):
+        run_generation(settings_for(image_set, tmp_path, generator="static"))
 
 
 def test_a_generator_that_cannot_be_built_ends_the_stage_at_once(image_set, tmp_path, monkeypatch):
@@ -347,6 +355,13 @@ def test_overwrite_replaces_what_is_there_and_only_that(image_set, whole, tmp_pa
     assert content_of(tmp_path) == content_of(whole) | {"notes.txt": b"mine"}
 
 
+@pytest.mark.parametrize("keys", [{"chunk_size": 7}, {"svd": {"offload": "phases"}}], ids=["chunk_size", "offload"])
+def test_what_costs_only_time_and_memory_may_change(image_set, whole, tmp_path, keys):
+    kill_in_the_middle(image_set, tmp_path)
+    run_generation(settings_for(image_set, tmp_path, **keys))
+    assert content_of(tmp_path) == content_of(whole)
+
+
 def test_moved_images_change_nothing(own_images, tmp_path):
     run_generation(settings_for(own_images, tmp_path / "out"))
     own_images.rename(tmp_path / "moved")
@@ -365,10 +380,11 @@ def test_clips_of_someone_else_are_not_overwritten(image_set, tmp_path):
 
 # --- kill -9 anywhere ------------------------------------------------------------------------------------------------
 
-# What is called, on what, and how often in a whole run; a clip is a file, a folder and a journal sync, and a rename.
+# What is called, on what, and how often in a whole run: a clip is a file, a folder and a journal sync, and a rename;
+# two records, two indices, twice the statistics and the card are two syncs and a rename each.
 KILLED_CALLS = {
-    "fsync": (os, "fsync", 2 * 4 + 3 * 2 * NUM_CLIPS),
-    "rename": (Path, "replace", 4 + 2 * NUM_CLIPS),
+    "fsync": (os, "fsync", 2 * 7 + 3 * 2 * NUM_CLIPS),
+    "rename": (Path, "replace", 7 + 2 * NUM_CLIPS),
     "journal_row": (Journal, "append", 2 * NUM_CLIPS),
     "index": (generation, "write_table", 2),
     "journal_removal": (Journal, "remove", 2),
@@ -554,6 +570,453 @@ def test_a_second_process_in_the_same_folder_is_refused(image_set, tmp_path):
     assert not (tmp_path / "train").exists()
     run.release()
     assert fork(run_beside) == 0
+
+
+# --- bad clips of a whole run ----------------------------------------------------------------------------------------
+
+
+def first_seeds(data_root: Path, split: str = "train") -> list[int]:
+    """The seeds of the first clips of all images, in the index's order."""
+    images = read_table(data_root / f"{split}.csv", IMAGE_INDEX)
+    return [derive_seed(0, int(sha256, 16)) for sha256 in images["sha256"]]
+
+
+def faults_of(data_root: Path) -> dict[int, Fault]:
+    """Five of the six train clips are bad, each in its own way."""
+    seeds = first_seeds(data_root)
+    faults = (
+        lambda frames: np.where(frames > 300, 0.0, np.nan).astype(np.float32),
+        np.zeros_like,
+        raising(ClipError("no picture came out")),
+        lambda frames: frames[:, :16],
+        raising(ZeroDivisionError("in the middle")),
+    )
+    return dict(zip(seeds, faults, strict=False))
+
+
+FAULTY_STATUSES = ["quarantined"] * 5 + ["ok"]
+
+
+@pytest.fixture(scope="module")
+def faulty(image_set: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What a run with five bad train clips of six leaves."""
+    output = tmp_path_factory.mktemp("faulty")
+    with pytest.MonkeyPatch.context() as patch:
+        plant_faults(patch, faults_of(image_set))
+        run_generation(settings_for(image_set, output, max_failed_fraction=1.0))
+    return output
+
+
+def test_bad_clips_are_rows_and_only_good_ones_are_loaded(faulty, whole):
+    rows = rows_of(faulty)
+    assert [row["status"] for row in rows] == FAULTY_STATUSES
+    starts = ("not finite: ", "black: ", "no picture came out", "shape: ", "ZeroDivisionError: in the middle", "")
+    assert all(row["reason"].startswith(start) for row, start in zip(rows, starts, strict=True))
+    assert [path.name for path in (faulty / "train").iterdir()] == ["00005.mp4"]
+    in_quarantine = {path.name: sha256_file(path) for path in (faulty / "quarantine/train").iterdir()}
+    assert in_quarantine == {row["video_path"]: row["sha256"] for row in rows[:5] if row["sha256"]}
+    assert sorted(in_quarantine) == ["00000.mp4", "00001.mp4", "00003.mp4"]
+    loaded = read_clip_index(faulty / "train.csv", faulty / "train", num_frames=3)
+    assert [path.name for path in loaded.paths] == ["00005.mp4"]
+    assert (faulty / "val.csv").read_bytes() == (whole / "val.csv").read_bytes()
+
+
+def test_bad_clips_are_given_up_until_they_are_asked_for(image_set, faulty, tmp_path, monkeypatch):
+    output = Path(shutil.copytree(faulty, tmp_path / "out"))
+    seeds, before = plant_faults(monkeypatch, {}), stamps_of(output)
+    run_generation(settings_for(image_set, output, max_failed_fraction=1.0))
+    assert seeds == [] and stamps_of(output) == before
+
+
+def test_rejected_clips_get_their_next_seed_and_failed_ones_keep_theirs(
+    image_set, faulty, whole, tmp_path, monkeypatch
+):
+    output = Path(shutil.copytree(faulty, tmp_path / "out"))
+    seeds = plant_faults(monkeypatch, {})
+    run_generation(settings_for(image_set, output, retry_failed=True))
+    rows, old = rows_of(output), rows_of(whole)
+    assert [row["attempt"] for row in rows] == [1, 1, 0, 1, 0, 0]
+    expected = [derive_seed(0, int(row["source_sha256"], 16), *((0, 1) if row["attempt"] else ())) for row in rows]
+    assert [row["seed"] for row in rows] == expected and seeds == expected[:5]
+    assert {row["status"] for row in rows} == {"ok"}
+    same = [row["sha256"] == before["sha256"] for row, before in zip(rows, old, strict=True)]
+    assert same == [False, False, True, False, True, True]
+    assert not list((output / "quarantine").rglob("*.mp4"))
+    assert len(read_clip_index(output / "train.csv", output / "train", num_frames=3)) == NUM_CLIPS
+
+
+def test_a_clip_rejected_twice_is_a_second_attempt_and_a_third_seed(image_set, faulty, tmp_path, monkeypatch):
+    output = Path(shutil.copytree(faulty, tmp_path / "out"))
+    black = {row["seed"]: np.zeros_like for row in rows_of(output)}
+    image = rows_of(output)[1]["source_sha256"]
+    again = [derive_seed(0, int(image, 16), 0, attempt) for attempt in (1, 2)]
+    with monkeypatch.context() as patch:
+        plant_faults(patch, black | {again[0]: np.zeros_like})
+        run_generation(settings_for(image_set, output, retry_failed=True, max_failed_fraction=1.0))
+    row = rows_of(output)[1]
+    assert (row["status"], row["attempt"], row["seed"]) == ("quarantined", 1, again[0])
+    run_generation(settings_for(image_set, output, retry_failed=True))
+    row = rows_of(output)[1]
+    assert (row["status"], row["attempt"], row["seed"]) == ("ok", 2, again[1])
+
+
+def test_a_retry_that_is_killed_goes_on(image_set, faulty, tmp_path):
+    output = Path(shutil.copytree(faulty, tmp_path / "out"))
+    settings = settings_for(image_set, output, retry_failed=True)
+    assert run_killed(settings, Journal, "append", 3, after=True) == KILLED
+    assert [row["status"] for row in rows_of(output)] == FAULTY_STATUSES  # the index is the old one until the end
+    run_generation(settings)
+    assert {row["status"] for row in rows_of(output)} == {"ok"}
+    assert [row["attempt"] for row in rows_of(output)] == [1, 1, 0, 1, 0, 0]
+
+
+def test_a_still_control_and_a_moving_one_that_stands_still(image_set, tmp_path):
+    still = {"shift_fraction": 0.0, "zoom_per_frame": 1.0}
+    run_generation(settings_for(image_set, tmp_path / "camera", camera_motion=still, splits=["train"]))
+    run_generation(settings_for(image_set, tmp_path / "static", generator="static", splits=["train"]))
+    assert clip_bytes_by_source(tmp_path / "camera") == clip_bytes_by_source(tmp_path / "static")
+
+
+def test_frozen_and_lost_clips_are_found_with_the_default_checks(tmp_path, monkeypatch):
+    smooth = write_image_set(tmp_path / "images", per_class=2)
+    for split in SPLITS:  # waves: clips of noise are unlike their images
+        table = read_table(smooth / f"{split}.csv", IMAGE_INDEX)
+        for number, name in enumerate(table["image_path"]):
+            y, x = np.mgrid[:32, :32] + number
+            grey = (127 + 100 * np.sin(x / 5 + y / (7 + number))).astype(np.uint8)
+            Image.fromarray(grey).convert("RGB").save(smooth / name)
+        table["sha256"] = [sha256_file(smooth / name) for name in table["image_path"]]
+        write_table(table, smooth / f"{split}.csv", IMAGE_INDEX)
+    seeds = first_seeds(smooth)
+    noise = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), dtype=np.uint8)
+    plant_faults(monkeypatch, {seeds[1]: lambda frames: frames[[0, 0, 0]], seeds[2]: lambda frames: noise})
+    run_generation(settings_for(smooth, tmp_path / "out", checks={}, max_failed_fraction=0.5))
+    words = [row["reason"].partition(":")[0] for row in rows_of(tmp_path / "out")]
+    assert words == ["", "frozen", "collapsed", ""]
+
+
+def test_an_error_before_the_network_is_laid_at_the_door_of_its_image(image_set, whole, tmp_path, monkeypatch):
+    bad_seed = first_seeds(image_set)[3]
+
+    def prepare_or_break(self, images, seeds):
+        if bad_seed in seeds:
+            raise ZeroDivisionError("of the fourth")
+        return list(seeds)
+
+    monkeypatch.setattr(CameraMotionGenerator, "prepare", prepare_or_break)
+    run_generation(settings_for(image_set, tmp_path, max_failed_fraction=0.2))
+    rows = rows_of(tmp_path)
+    assert [row["status"] for row in rows] == ["ok"] * 3 + ["quarantined"] + ["ok"] * 2
+    assert rows[3]["reason"] == "ZeroDivisionError: of the fourth"
+    good = {row["source_sha256"]: row["sha256"] for row in rows if row["status"] == "ok"}
+    assert good.items() < {row["source_sha256"]: row["sha256"] for row in rows_of(whole)}.items()
+
+
+@pytest.mark.parametrize("step", ["prepare", "generate"])
+def test_a_card_too_small_ends_the_run_at_once(image_set, tmp_path, monkeypatch, step):
+    def fail(self, *arguments):
+        raise InputError("the card is too small; lower batch_size")
+
+    monkeypatch.setattr(CameraMotionGenerator, step, fail)
+    with pytest.raises(InputError, match=r"^the card is too small; lower batch_size$"):
+        run_generation(settings_for(image_set, tmp_path, batch_size=4, max_failed_fraction=1.0))
+    monkeypatch.undo()
+    run_generation(settings_for(image_set, tmp_path, batch_size=2))  # as it says: no clip was made yet
+    assert {row["status"] for row in rows_of(tmp_path)} == {"ok"}
+
+
+@pytest.mark.parametrize("chunk_size", [1, 2, 5, 6, 64])
+def test_the_chunk_size_changes_no_byte(image_set, whole, tmp_path, chunk_size):
+    settings = settings_for(image_set, tmp_path, chunk_size=chunk_size)
+    run_generation(settings)
+    assert content_of(tmp_path) == content_of(whole)
+
+
+@pytest.mark.parametrize("chunk_size", [1, 4, 64])
+def test_bad_clips_are_the_same_in_chunks_of_any_size(image_set, faulty, tmp_path, monkeypatch, chunk_size):
+    plant_faults(monkeypatch, faults_of(image_set))
+    run_generation(settings_for(image_set, tmp_path, max_failed_fraction=1.0, chunk_size=chunk_size))
+    assert content_of(tmp_path) == content_of(faulty)
+
+
+def test_a_run_that_can_no_longer_succeed_ends_early(tmp_path, monkeypatch):
+    data_root = write_image_set(tmp_path / "images", per_class=60, size=16, splits=("train",))
+    seeds = plant_faults(monkeypatch, dict.fromkeys(first_seeds(data_root)[2:14], np.zeros_like))
+    settings = settings_for(data_root, tmp_path / "out", splits=["train"], max_failed_fraction=0.05, chunk_size=4)
+    with pytest.raises(InputError) as caught:
+        run_generation(settings)
+    sentence = str(caught.value)
+    assert "of 120 clips failed, more than max_failed_fraction=0.05; the first: train/c0/c0_2.png: black: " in sentence
+    assert "retry_failed=true" in sentence
+    assert len(seeds) < 60  # the seventh bad clip is the ninth; the queue to the writer holds 32
+    assert not (tmp_path / "out/train.csv").exists()
+    monkeypatch.undo()
+    run_generation(settings_for(data_root, tmp_path / "out", splits=["train"], retry_failed=True))  # as it says
+    assert {row["status"] for row in rows_of(tmp_path / "out")} == {"ok"}
+    assert len(rows_of(tmp_path / "out")) == 120
+
+
+# --- an image that is mended -----------------------------------------------------------------------------------------
+
+
+def test_a_mended_image_of_the_raw_layout_gets_its_clip_when_asked(tmp_path):
+    raw, reference = (write_raw_set(tmp_path / name, wnids=("c0", "c1")) for name in ("raw", "whole_raw"))
+    run_generation(settings_for(reference, tmp_path / "reference"))
+    image = raw / "train/c0/images/c0_1.JPEG"
+    content = image.read_bytes()
+    image.write_bytes(b"no image")
+    run_generation(settings_for(raw, tmp_path / "out", max_failed_fraction=0.5))
+    assert [row["status"] for row in rows_of(tmp_path / "out")].count("failed") == 1
+    stamps = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*.mp4")}
+    image.write_bytes(content)
+    run_generation(settings_for(raw, tmp_path / "out", retry_failed=True))
+    assert content_of(tmp_path / "out") == content_of(tmp_path / "reference")
+    assert all(path.stat().st_mtime_ns == stamp for path, stamp in stamps.items())
+
+
+def test_a_mended_image_of_an_index_is_a_changed_input(own_images, whole, tmp_path):
+    """Its hash stands in the index, whose content is an input: only overwrite=true takes it."""
+    name = read_table(own_images / "train.csv", IMAGE_INDEX)["image_path"].iloc[2]
+    content, index = (own_images / name).read_bytes(), (own_images / "train.csv").read_bytes()
+    break_image(own_images, 2)
+    run_generation(settings_for(own_images, tmp_path / "out", max_failed_fraction=0.5))
+    (own_images / name).write_bytes(content)
+    (own_images / "train.csv").write_bytes(index)
+    with pytest.raises(InputError, match="train_index: its content has changed"):
+        run_generation(settings_for(own_images, tmp_path / "out", retry_failed=True))
+    run_generation(settings_for(own_images, tmp_path / "out", overwrite=True))
+    assert content_of(tmp_path / "out") == content_of(whole)
+
+
+# --- several clips an image ------------------------------------------------------------------------------------------
+
+
+def test_several_clips_an_image_differ_and_the_first_is_that_of_a_run_with_one(image_set, whole, tmp_path):
+    run_generation(settings_for(image_set, tmp_path, clips_per_image=3))
+    for split in SPLITS:
+        rows, single = rows_of(tmp_path, split), rows_of(whole, split)
+        assert [row["video_path"] for row in rows] == [f"{number:05d}.mp4" for number in range(3 * NUM_CLIPS)]
+        assert [row["clip_number"] for row in rows] == [0, 1, 2] * NUM_CLIPS
+        assert [row["source_path"] for row in rows[1::3]] == [row["source_path"] for row in single]
+        assert len({row["seed"] for row in rows}) == len({row["sha256"] for row in rows}) == 3 * NUM_CLIPS
+        same = ("seed", "sha256", "source_sha256", "label")
+        assert [[row[name] for name in same] for row in rows[::3]] == [[row[name] for name in same] for row in single]
+        clips = read_clip_index(tmp_path / f"{split}.csv", tmp_path / split, num_frames=3)
+        sources = [row["source_sha256"] for row in single]
+        assert clips.item_ids == [f"{sha256}{end}" for sha256 in sources for end in ("", "#2", "#3")]
+        assert len(set(clips.item_ids)) == len(clips)
+
+
+# --- more than 10,000 clips ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("num_total", [1, 9_999, 10_000])
+def test_up_to_10_000_clips_are_named_as_published(num_total):
+    names = [clip_name(number, num_total) for number in range(num_total)]
+    assert names == [f"{number:05d}.mp4" for number in range(num_total)]
+
+
+@pytest.mark.parametrize("num_total", [10_001, 20_000, 54_321, 200_001])
+def test_no_folder_ever_holds_more_than_10_000_clips(num_total):
+    names = [clip_name(number, num_total) for number in range(num_total)]
+    assert len(set(names)) == num_total and names == sorted(names)
+    folders = Counter(name.rpartition("/")[0] for name in names)
+    assert max(folders.values()) == 10_000 and "" not in folders
+    assert len(folders) == -(-num_total // 10_000)
+
+
+def test_names_stay_sorted_up_to_a_hundred_million_clips():
+    numbers = [0, 9_999, 10_000, 999_999, 1_000_000, 99_999_999]
+    names = [clip_name(number, 10**8) for number in numbers]
+    assert names == sorted(names)
+    assert names[-1] == "09999/99999999.mp4"
+
+
+def test_a_run_with_sub_folders_resumes_and_loads(image_set, whole, tmp_path, monkeypatch):
+    monkeypatch.setattr(split_files, "MAX_FILES_PER_FOLDER", 4)
+    settings = settings_for(image_set, tmp_path)
+    assert run_killed(settings, Journal, "append", 5, after=False) == KILLED
+    stamps = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.mp4")}
+    assert len(stamps) == 5
+    run_generation(settings)
+    names = [f"00000/{number:08d}.mp4" for number in range(4)] + [f"00001/{number:08d}.mp4" for number in (4, 5)]
+    assert [row["video_path"] for row in rows_of(tmp_path)] == names
+    assert sum(path.stat().st_mtime_ns == stamp for path, stamp in stamps.items()) == 4
+    clips = read_clip_index(tmp_path / "train.csv", tmp_path / "train", num_frames=3)
+    assert [str(path.relative_to(tmp_path / "train")) for path in clips.paths] == names
+    assert clip_bytes_by_source(tmp_path) == clip_bytes_by_source(whole)
+    assert not list(tmp_path.rglob("*.partial"))
+
+
+# --- kills of all kinds ----------------------------------------------------------------------------------------------
+
+SEQUENCES = [
+    [("fsync", 9), ("rename", 4), ("journal_row", 3)],
+    [("journal_row", 2), ("fsync", 12), ("index", 1)],
+    [("rename", 5), ("index", 1), ("journal_removal", 1)],
+    [("rename", 1), ("fsync", 30), ("rename", 9)],
+]
+
+
+@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+@pytest.mark.parametrize("calls", SEQUENCES)
+def test_a_run_killed_three_times_goes_on_to_the_same_bytes(image_set, whole, tmp_path, calls, after):
+    for kind, call in calls:
+        target, name, _ = KILLED_CALLS[kind]
+        assert run_killed(settings_for(image_set, tmp_path), target, name, call, after) == KILLED
+    assert check_resume(image_set, whole, tmp_path) in ([], ["00000.mp4"], ["00001.mp4"], ["00002.mp4"], ["00003.mp4"])
+
+
+QUARANTINE_SAMPLE = [("fsync", 5), ("fsync", 6), ("fsync", 7), ("fsync", 8), ("fsync", 13), ("rename", 3)]
+QUARANTINE_SAMPLE += [("rename", 4), ("rename", 5), ("rename", 6), *(("journal_row", call) for call in range(1, 7))]
+
+
+@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+@pytest.mark.parametrize(("kind", "call"), QUARANTINE_SAMPLE)
+def test_a_run_killed_among_bad_clips_goes_on_to_the_same_bytes(
+    image_set, faulty, tmp_path, monkeypatch, kind, call, after
+):
+    plant_faults(monkeypatch, faults_of(image_set))
+    settings = settings_for(image_set, tmp_path, max_failed_fraction=1.0)
+    target, name, _ = KILLED_CALLS[kind]
+    assert run_killed(settings, target, name, call, after) == KILLED
+    run_generation(settings)
+    assert content_of(tmp_path) == content_of(faulty)
+
+
+def test_a_card_that_a_kill_prevented_is_written_by_the_next_run(image_set, whole, tmp_path):
+    settings = settings_for(image_set, tmp_path)
+    assert run_killed(settings, generation, "write_dataset_card", 1, after=False) == KILLED
+    assert (tmp_path / "val.csv").exists() and not (tmp_path / "README.md").exists()
+    run_generation(settings)
+    text = (tmp_path / "README.md").read_text()
+    assert text == (whole / "README.md").read_text()
+
+
+# --- signals ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def many_images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_image_set(tmp_path_factory.mktemp("many"), per_class=4, splits=("train",))
+
+
+@pytest.fixture(scope="module")
+def many_clips(many_images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What an uninterrupted run of 160 clips writes."""
+    output = tmp_path_factory.mktemp("many_clips")
+    run_generation(settings_for(many_images, output, splits=["train"], clips_per_image=20))
+    return output
+
+
+def start_script(data_root: Path, output: Path) -> subprocess.Popen:
+    overrides = [f"data_root={data_root}", f"output_dir={output}", "generator=camera_motion", "frame_size=32"]
+    overrides += ["geometry.height=64", "geometry.width=64", "geometry.fit=pad", "geometry.output=undo"]
+    overrides += ["splits=[train]", "clips_per_image=20", "max_failed_fraction=0.01"]
+    command = [sys.executable, "-m", "Data_Augmentation_SVD.make_svd_videos", *overrides]
+    return subprocess.Popen(command, cwd=PROJECT, stderr=subprocess.PIPE, text=True)
+
+
+def num_rows(journal: Path) -> int:
+    return journal.read_bytes().count(b"\n") if journal.exists() else 0
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "word"),
+    [(signal.SIGTERM, 143, "terminated"), (signal.SIGINT, 130, "interrupted")],
+    ids=["SIGTERM", "SIGINT"],
+)
+def test_a_signalled_script_finishes_the_clip_at_hand_and_goes_on_later(
+    many_images, many_clips, tmp_path, number, code, word
+):
+    journal = tmp_path / "train.journal.csv"
+    process = start_script(many_images, tmp_path)
+    deadline_s = time.monotonic() + 60
+    while num_rows(journal) < 5 and time.monotonic() < deadline_s:
+        time.sleep(0.005)
+    process.send_signal(number)
+    sent_s = time.monotonic()
+    _, stderr = process.communicate(timeout=30)
+    assert time.monotonic() - sent_s < 15  # 32 small clips may wait for the writer
+    assert process.returncode == code, stderr
+    assert stderr.strip().endswith(f"error: {word}; run the same command again (without overwrite) to go on from here")
+    rows = list(Journal(journal).rows())
+    assert 5 <= len(rows) < 160 and not (tmp_path / "train.csv").exists()
+    assert all(sha256_file(tmp_path / "train" / row["video_path"]) == row["sha256"] for row in rows)
+    assert len(list((tmp_path / "train").iterdir())) == len(rows)  # none without a row, and none half-made
+    stamps = {path: path.stat().st_mtime_ns for path in (tmp_path / "train").iterdir()}
+    run_generation(settings_for(many_images, tmp_path, splits=["train"], clips_per_image=20))
+    assert content_of(tmp_path) == content_of(many_clips)
+    assert all(path.stat().st_mtime_ns == stamp for path, stamp in stamps.items())
+
+
+def test_a_run_asked_to_stop_ends_between_two_drafts(image_set, whole, tmp_path):
+    def run_until_stopped() -> None:
+        finish, calls = CameraMotionGenerator.finish, iter(range(1000))
+
+        def finish_slowly(self, draft, image):
+            if next(calls) == 2:
+                os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.02)
+            return finish(self, draft, image)
+
+        CameraMotionGenerator.finish = finish_slowly
+        run_script(lambda: run_generation(settings_for(image_set, tmp_path)))
+
+    assert fork_exit(run_until_stopped) == 143
+    assert not (tmp_path / "val.journal.csv").exists()
+    assert check_resume(image_set, whole, tmp_path) == []
+
+
+def fork_exit(function: Callable[[], None]) -> int:
+    """As `fork`, with the exit code that `sys.exit` asks for."""
+
+    def run() -> None:
+        try:
+            function()
+        except SystemExit as stop:
+            os._exit(stop.code)
+
+    return fork(run)
+
+
+# --- memory ----------------------------------------------------------------------------------------------------------
+
+MEASURE_RUN = """
+import resource, sys
+from pathlib import Path
+sys.path[:0] = [sys.argv[1]]
+from generation_runs import settings_for
+from Data_Augmentation_SVD.generation import run_generation
+
+def run(number):
+    settings = settings_for(Path(sys.argv[2]), Path(sys.argv[3]) / str(number), splits=["train"], frame_size=128,
+                            clips_per_image=number)
+    run_generation(settings)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+
+print(run(5), run(int(sys.argv[4])))
+"""
+
+
+def peaks_mib(data_root: Path, output: Path, clips_per_image: int) -> tuple[int, int]:
+    """Peak memory of a process after 40 clips, and after many."""
+    arguments = [str(Path(__file__).parent), str(data_root), str(output), str(clips_per_image)]
+    command = [sys.executable, "-c", MEASURE_RUN, *arguments]
+    done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, timeout=500, check=True)
+    small, large = done.stdout.split()
+    return int(small), int(large)
+
+
+def test_memory_does_not_grow_with_the_number_of_clips(many_images, tmp_path):
+    small, large = peaks_mib(many_images, tmp_path, 30)  # 240 clips of 147 KB: 35 MB if they were all kept
+    assert large - small < 20
+
+
+@pytest.mark.exhaustive
+def test_memory_does_not_grow_with_thousands_of_clips(many_images, tmp_path):
+    small, large = peaks_mib(many_images, tmp_path, 250)
+    assert large - small < 50
 
 
 # --- the real data ---------------------------------------------------------------------------------------------------

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
+import os
+import platform
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import PROJECT
 
-from utils.clips import read_clip, write_clip
+from utils.clips import CODECS, read_clip, write_clip
 from utils.errors import InputError
 
 # Means of the three frames of svd_videos/val/00000.mp4 over all pixels and channels, as PyAV 18.1 decodes it.
@@ -44,6 +49,40 @@ def test_what_is_written_is_read_back(tmp_path, num_frames, height, width):
     for index in range(num_frames):  # in order, none lost or doubled
         distances = [np.mean(np.abs(decoded[index].astype(int) - frame.astype(int))) for frame in frames]
         assert int(np.argmin(distances)) == index
+
+
+@pytest.mark.parametrize("kind", ["smooth", "noise", "black", "white", "every colour"])
+@pytest.mark.parametrize(
+    ("num_frames", "height", "width"), [(1, 16, 16), (3, 64, 96), (3, 18, 34), (3, 2, 4), (9, 64, 64), (40, 32, 32)]
+)
+def test_the_lossless_codec_gives_back_every_pixel(tmp_path, num_frames, height, width, kind):
+    shape = (num_frames, height, width, 3)
+    counting = np.arange(np.prod(shape)).reshape(shape)
+    frames = {
+        "smooth": smooth_frames(num_frames, height, width),
+        "noise": np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8),
+        "black": np.zeros(shape, np.uint8),
+        "white": np.full(shape, 255, np.uint8),
+        "every colour": (counting * 7 % 256).astype(np.uint8),
+    }[kind]
+    write_clip(tmp_path / "clip.mp4", frames, codec="h264_lossless")
+    np.testing.assert_array_equal(read_clip(tmp_path / "clip.mp4", num_frames), frames)
+
+
+@pytest.mark.parametrize("fps", [1, 6, 25, 1000])
+def test_every_frame_rate_gives_the_frames_back(tmp_path, fps):
+    write_clip(tmp_path / "exact.mp4", smooth_frames(), fps, "h264_lossless")
+    np.testing.assert_array_equal(read_clip(tmp_path / "exact.mp4", 3), smooth_frames())
+    # x264 spends its bits by a frame's duration: with `h264` the rate changes pixels a little.
+    write_clip(tmp_path / "clip.mp4", smooth_frames(), fps, "h264")
+    assert psnr_db(read_clip(tmp_path / "clip.mp4", 3), smooth_frames()) > 33
+
+
+def test_lossless_clips_of_smooth_pictures_are_a_few_times_as_large(tmp_path):
+    for codec in CODECS:
+        write_clip(tmp_path / f"{codec}.mp4", textured_frames(0, 64, 2), codec=codec)
+    small, large = ((tmp_path / f"{codec}.mp4").stat().st_size for codec in ("h264", "h264_lossless"))
+    assert 1.5 * small < large < textured_frames(0, 64, 2).nbytes + 2000
 
 
 def test_channels_are_red_green_blue(tmp_path):
@@ -106,21 +145,69 @@ def textured_frames(seed: int, size: int, max_shift_px: int) -> np.ndarray:
     return np.stack(crops).clip(0, 255).astype(np.uint8)
 
 
-def hashes_with_dirty_heap(frames: np.ndarray, folder: Path, num_encodes: int) -> set[str]:
+def hashes_with_dirty_heap(frames: np.ndarray, folder: Path, num_encodes: int, codec: str = "h264") -> set[str]:
     hashes = set()
     for seed in range(num_encodes):
         dirty_heap(seed)
-        write_clip(folder / "clip.mp4", frames)
+        write_clip(folder / "clip.mp4", frames, codec=codec)
         hashes.add(hashlib.sha256((folder / "clip.mp4").read_bytes()).hexdigest())
     return hashes
 
 
-# With CODEC_OPTIONS {"crf": "18", "preset": "medium"} 10 of the 30 small and 5 of the 8 large images differ.
+# With options {"crf": "18", "preset": "medium"} alone 10 of the 30 small and 5 of the 8 large images differ.
+@pytest.mark.parametrize("codec", CODECS)
 @pytest.mark.parametrize(("size", "max_shift_px", "num_images"), [(64, 2, 30), (224, 37, 8)])
-def test_equal_frames_are_equal_bytes_whatever_the_heap_holds(tmp_path, size, max_shift_px, num_images):
+def test_equal_frames_are_equal_bytes_whatever_the_heap_holds(tmp_path, size, max_shift_px, num_images, codec):
     images = [textured_frames(seed, size, max_shift_px) for seed in range(num_images)]
-    counts = [len(hashes_with_dirty_heap(frames, tmp_path, num_encodes=4)) for frames in images]
+    counts = [len(hashes_with_dirty_heap(frames, tmp_path, num_encodes=4, codec=codec)) for frames in images]
     assert counts == [1] * num_images
+
+
+ENCODE_IN_A_FRESH_PROCESS = """
+import sys
+from pathlib import Path
+sys.path[:0] = [sys.argv[1]]
+from test_clips import dirty_heap, hashes_with_dirty_heap, textured_frames
+dirty_heap(int(sys.argv[2]))
+for size, max_shift_px in ((64, 2), (224, 37)):
+    for codec in ("h264", "h264_lossless"):
+        print(*hashes_with_dirty_heap(textured_frames(1, size, max_shift_px), Path(sys.argv[3]), 2, codec))
+"""
+
+
+def test_equal_frames_are_equal_bytes_in_fresh_processes(tmp_path):
+    outputs = set()
+    for seed in (11, 12):
+        arguments = [str(Path(__file__).parent), str(seed), str(tmp_path)]
+        command = [sys.executable, "-c", ENCODE_IN_A_FRESH_PROCESS, *arguments]
+        path = os.pathsep.join([os.environ["PYTHONPATH"], str(PROJECT / "tests")])
+        environment = os.environ | {"MALLOC_PERTURB_": str(17 * seed), "PYTHONPATH": path}
+        done = subprocess.run(command, cwd=PROJECT, env=environment, capture_output=True, text=True, check=True)
+        outputs.add(done.stdout)
+    (output,) = outputs
+    assert [len(line.split()) for line in output.splitlines()] == [1] * 4  # one hash a codec and size
+    assert len(set(output.split())) == 4
+
+
+def plain_frames(num_frames: int, height: int, width: int) -> np.ndarray:
+    """uint8 (T, H, W, 3) of whole-number arithmetic alone, so that they are the same everywhere."""
+    t, y, x = np.meshgrid(np.arange(num_frames), np.arange(height), np.arange(width), indexing="ij")
+    channels = (3 * x + 5 * y + 7 * t, x * y // 8 + 9 * t, x + 2 * y + 40 * t)
+    return np.stack([channel % 256 for channel in channels], axis=-1).astype(np.uint8)
+
+
+# What PyAV 18.1.0 on x86-64 wrote before there was a second codec: clips made then and now are the same files.
+PINNED = {
+    (3, 64, 96): "a5606b17dbe76c41743f59b38d2ad64daed88af9ba9ce00b574f02895f1381d9",
+    (5, 224, 224): "f5053cf730fc4bfba8ad465a8b5abe3471569c3961ea3ca4be43807b74afcfd6",
+}
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="the hashes are those of x264 on x86-64")
+@pytest.mark.parametrize(("shape", "sha256"), PINNED.items(), ids=str)
+def test_h264_writes_the_bytes_it_always_wrote(tmp_path, shape, sha256):
+    write_clip(tmp_path / "clip.mp4", plain_frames(*shape))
+    assert hashlib.sha256((tmp_path / "clip.mp4").read_bytes()).hexdigest() == sha256
 
 
 def test_other_frames_are_other_bytes(tmp_path):
@@ -203,6 +290,51 @@ def test_a_sound_file_is_refused_as_having_no_video(tmp_path):
 def test_a_path_without_a_file_is_refused_by_name(tmp_path, name):
     with pytest.raises(InputError, match="cannot be decoded as a video"):
         read_clip(tmp_path / name)
+
+
+# --- memory and files ------------------------------------------------------------------------------------------------
+
+READ_MANY = """
+import os, sys
+from pathlib import Path
+from utils.clips import read_clip
+
+def memory_mib():
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+path, number = Path(sys.argv[1]), int(sys.argv[2])
+for _ in range(20):
+    read_clip(path, 3)
+before, files = memory_mib(), len(os.listdir("/proc/self/fd"))
+for _ in range(number):
+    read_clip(path, 3)
+print(memory_mib() - before, len(os.listdir("/proc/self/fd")) - files)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="memory is read from /proc")
+@pytest.mark.parametrize("num_clips", [200, pytest.param(2000, marks=pytest.mark.exhaustive)])
+@pytest.mark.parametrize("codec", CODECS)
+def test_reading_many_clips_keeps_neither_memory_nor_files(tmp_path, codec, num_clips):
+    write_clip(tmp_path / "clip.mp4", smooth_frames(3, 224, 224), codec=codec)
+    command = [sys.executable, "-c", READ_MANY, str(tmp_path / "clip.mp4"), str(num_clips)]
+    done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=True, timeout=300)
+    growth_mib, num_files = done.stdout.split()
+    assert float(growth_mib) < 50 and int(num_files) == 0
+
+
+def test_a_broken_clip_leaves_no_file_open(tmp_path, clip):
+    if not Path("/proc/self/fd").exists():
+        pytest.skip("open files are counted in /proc")
+    content = clip.read_bytes()
+    clip.write_bytes(content[: len(content) // 2])
+    counts = []
+    for _ in range(20):
+        with pytest.raises(InputError):
+            read_clip(clip)
+        counts.append(sum(1 for _ in Path("/proc/self/fd").iterdir()))
+    assert counts[-1] <= counts[0]
 
 
 # --- the real data ---------------------------------------------------------------------------------------------------

@@ -14,7 +14,14 @@ from conftest import PROJECT
 from pydantic import AliasChoices, Field
 
 from Baseline_VGG.settings import BaselineSettings
-from Data_Augmentation_SVD.settings import GENERATORS, GenerationSettings
+from Data_Augmentation_SVD.settings import (
+    GENERATORS,
+    AdoptionSettings,
+    ClipQualitySettings,
+    GenerationSettings,
+    MergeSettings,
+    SmallSvdSettings,
+)
 from Data_Sourcing.settings import DemoDatasetSettings, SourcingSettings
 from Inflated_3D_VGG.settings import InflatedSettings
 from Model_Evaluation.settings import CostSettings, EvaluationSettings, PrepareSettings
@@ -35,8 +42,14 @@ from utils.errors import InputError
 SHIPPED = {
     "Baseline_VGG/demo.yaml": BaselineSettings,
     "Baseline_VGG/train_config.yaml": BaselineSettings,
+    "Data_Augmentation_SVD/adopt_published.yaml": AdoptionSettings,
+    "Data_Augmentation_SVD/clip_quality.yaml": ClipQualitySettings,
     "Data_Augmentation_SVD/demo.yaml": GenerationSettings,
+    "Data_Augmentation_SVD/merge_shards.yaml": MergeSettings,
+    "Data_Augmentation_SVD/small_svd_clips.yaml": GenerationSettings,
+    "Data_Augmentation_SVD/square.yaml": GenerationSettings,
     "Data_Augmentation_SVD/train3d_config.yaml": GenerationSettings,
+    "Data_Augmentation_SVD/train_small_svd.yaml": SmallSvdSettings,
     "Data_Sourcing/demo.yaml": SourcingSettings,
     "Data_Sourcing/demo_dataset.yaml": DemoDatasetSettings,
     "Data_Sourcing/sourcing_config.yaml": SourcingSettings,
@@ -341,6 +354,26 @@ def test_generators_spelled_out_in_the_settings_are_those_of_the_registry():
     from Data_Augmentation_SVD.generators import CLIP_GENERATORS
 
     assert tuple(CLIP_GENERATORS) == GENERATORS
+
+
+def test_the_papers_generation_settings_are_those_of_its_yaml():
+    content = _fields(GenerationSettings, PROJECT / "Data_Augmentation_SVD/train3d_config.yaml")
+    settings = build_settings(GenerationSettings, content, "test", check_paths=False)
+    geometry = settings.geometry
+    assert (geometry.height, geometry.width, geometry.fit, geometry.output) == (576, 1024, "stretch", "centre_crop")
+    assert (settings.num_frames, settings.native_frames, settings.frame_size, settings.output_fps) == (3, None, 224, 6)
+    assert (settings.clips_per_image, settings.codec, settings.first_frame) == (1, "h264", "generated")
+    svd = settings.svd
+    assert (svd.num_inference_steps, svd.min_guidance_scale, svd.max_guidance_scale) == (12, 1.0, 3.0)
+    assert (svd.fps, svd.motion_bucket_id, svd.noise_aug_strength, svd.decode_chunk_size) == (7, 127, 0.02, 8)
+
+
+@pytest.mark.parametrize(("written", "read"), [("1/4", "1/4"), ("04/4", "4/4"), ("null", None), ("1/1", "1/1")])
+def test_a_shard_on_the_command_line_is_taken_as_text(tmp_path, written, read):
+    (tmp_path / "images").mkdir()
+    (tmp_path / "a.yaml").write_text(f"data_root: {tmp_path / 'images'}\n")
+    settings = read_settings(GenerationSettings, "Doc.", tmp_path / "a.yaml", [f"shard={written}"])
+    assert settings.shard == read
 
 
 # ---------------------------------------------------------------------------------------------------------------------
