@@ -101,6 +101,7 @@ def unet_stage(networks: Networks, settings: SmallSvdSettings) -> Stage:
             generator=generator,
         )
 
+    @torch.no_grad()
     def follow(step: int) -> None:
         # The first averages are short: (1 + n) / (10 + n) is TensorFlow's rule, which diffusers' EMAModel has, too.
         decay = min(settings.ema_decay, (1 + step) / (10 + step))

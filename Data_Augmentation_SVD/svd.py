@@ -298,6 +298,11 @@ def _encoder_dtype(vae) -> torch.dtype:
 def _to_frames(video: Tensor) -> np.ndarray | ClipError:
     """float32 (T, 3, H, W), about -1..1 -> uint8 (T, H, W, 3), or why that is no picture."""
     if not torch.isfinite(video).all():
-        return ClipError("SVD returned NaN or infinity; use dtype bfloat16 or float32, or another size")
+        reason = "not finite: SVD returned NaN or infinity; use dtype bfloat16 or float32, or another size"
+        return ClipError(reason, _quantise(torch.nan_to_num(video, nan=-1.0)))  # black where there is no number
+    return _quantise(video)
+
+
+def _quantise(video: Tensor) -> np.ndarray:
     frames = (video / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1)  # (T, C, H, W) -> (T, H, W, C)
     return (frames * 255).round().to(torch.uint8).cpu().numpy()

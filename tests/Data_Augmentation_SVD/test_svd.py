@@ -1,45 +1,43 @@
-"""Stable Video Diffusion through diffusers' own classes, at a size with random weights that a CPU runs in a moment."""
+"""Stable Video Diffusion in three phases against diffusers' own pipeline, in batches, with faults, and as a stage."""
 
 from __future__ import annotations
 
+import copy
 import json
-import os
 import shutil
-import subprocess
-import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from conftest import PROJECT
-from diffusers import (
-    AutoencoderKLTemporalDecoder,
-    EulerDiscreteScheduler,
-    StableVideoDiffusionPipeline,
-    UNetSpatioTemporalConditionModel,
-)
-from diffusers.video_processor import VideoProcessor
+from diffusers import StableVideoDiffusionPipeline
+from diffusers.models.attention_processor import SlicedAttnProcessor
 from PIL import Image
 from samples import random_image, write_image_set
-from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWithProjection
+from tiny_svd import SIZE_PX, build_tiny_pipeline, settings_for, smooth_image
+from torch import Tensor
 
-from Data_Augmentation_SVD import make_svd_videos, svd
+from Data_Augmentation_SVD import make_svd_videos, svd, svd_weights
 from Data_Augmentation_SVD.generation import run_generation
 from Data_Augmentation_SVD.generators import CLIP_GENERATORS, ClipError
-from Data_Augmentation_SVD.settings import GenerationSettings, SvdSettings
-from Data_Augmentation_SVD.svd import SvdGenerator, load_pipeline
-from utils.artifacts import CLIP_INDEX, read_table
+from Data_Augmentation_SVD.geometry import Geometry
+from Data_Augmentation_SVD.settings import GenerationSettings, MergeSettings, SvdSettings
+from Data_Augmentation_SVD.shards import merge_shards
+from Data_Augmentation_SVD.svd import SvdGenerator
+from Data_Augmentation_SVD.svd_weights import load_pipeline
+from utils.artifacts import CLIP_INDEX, IMAGE_INDEX, read_table, write_table
 from utils.clips import read_clip
-from utils.config import build_settings, read_settings
+from utils.config import read_settings
 from utils.devices import choose_device
 from utils.errors import InputError
 from utils.indices import read_clip_index
 
-SMALL = {"height": 64, "width": 128, "num_inference_steps": 2}
-COMPONENTS = ("unet", "vae", "image_encoder", "scheduler", "feature_extractor")
+NUM_IMAGES = 7  # the last batch is short at batch sizes 3 and 8
+NUM_STEPS = 3  # with fewer, noise of 700 is taken away in one step, and so is its rounding
+SAME = 1e-5  # of the frames' range 0..1, in float32
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -51,85 +49,139 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-def build_tiny_pipeline() -> StableVideoDiffusionPipeline:
-    """The published checkpoint's classes and scheduler, with few channels: 8x in the VAE, 8x in the U-Net."""
-    torch.manual_seed(0)
-    unet = UNetSpatioTemporalConditionModel(
-        block_out_channels=(32, 32, 32, 32),
-        layers_per_block=1,
-        num_attention_heads=(1, 1, 2, 2),
-        cross_attention_dim=16,
-        addition_time_embed_dim=8,
-        projection_class_embeddings_input_dim=24,
-    )
-    vae = AutoencoderKLTemporalDecoder(
-        block_out_channels=(32, 32, 32, 32),
-        layers_per_block=1,
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        latent_channels=4,
-    )
-    vision = CLIPVisionConfig(
-        hidden_size=16,
-        intermediate_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        image_size=224,  # the pipeline always shows it 224 x 224
-        patch_size=56,
-        projection_dim=16,
-    )
-    scheduler = EulerDiscreteScheduler(
-        beta_start=0.00085,
-        beta_end=0.012,
-        beta_schedule="scaled_linear",
-        prediction_type="v_prediction",
-        timestep_type="continuous",
-        timestep_spacing="leading",
-        steps_offset=1,
-        use_karras_sigmas=True,
-        sigma_min=0.002,
-        sigma_max=700.0,
-    )
-    return StableVideoDiffusionPipeline(
-        unet=unet,
-        vae=vae,
-        image_encoder=CLIPVisionModelWithProjection(vision),
-        scheduler=scheduler,
-        feature_extractor=CLIPImageProcessor(size={"shortest_edge": 224}, crop_size=224),
-    )
-
-
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("svd") / "checkpoint"
     build_tiny_pipeline().save_pretrained(folder)
     return folder
 
 
-@pytest.fixture(scope="session")
-def pipeline(checkpoint: Path):
-    return load_pipeline(str(checkpoint), "cpu", "auto", cpu_offload=True)
-
-
-@pytest.fixture
-def broken_pipeline(checkpoint: Path):
-    """A pipeline of its own, for a test to damage."""
-    return load_pipeline(str(checkpoint), "cpu", "float32", cpu_offload=False)
-
-
-def generator_of(pipeline, *, num_frames: int = 3, frame_size: int = 32, **knobs) -> SvdGenerator:
-    knobs = SvdSettings(**(SMALL | knobs)).model_dump(exclude={"dtype", "cpu_offload"})
-    return SvdGenerator(pipeline, num_frames=num_frames, frame_size=frame_size, **knobs)
-
-
-def settings_for(data_root: Path, output: Path, model: Path | str, **keys) -> GenerationSettings:
-    content = {"data_root": str(data_root), "output_dir": str(output), "generator": "svd", "device": "cpu"}
-    content |= {"diffusion_model": str(model), "frame_size": 32, "svd": SMALL}
-    return build_settings(GenerationSettings, content | keys, "test")
+@pytest.fixture(scope="module")
+def plain() -> StableVideoDiffusionPipeline:
+    """Nobody's to change: what diffusers does."""
+    return build_tiny_pipeline()
 
 
 @pytest.fixture(scope="module")
-def image_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_image_set(tmp_path_factory.mktemp("images"), per_class=2)
+def pipeline(plain) -> StableVideoDiffusionPipeline:
+    """Taken over by the generators of these tests, whose changes to it are the same."""
+    return copy.deepcopy(plain)
+
+
+@pytest.fixture
+def own_pipeline(plain) -> StableVideoDiffusionPipeline:
+    """For a test to damage."""
+    return copy.deepcopy(plain)
+
+
+@pytest.fixture(scope="module")
+def images() -> list[np.ndarray]:
+    return [smooth_image(number) for number in range(NUM_IMAGES)]
+
+
+@pytest.fixture(scope="module")
+def singles(pipeline, images) -> Tensor:
+    """Every image's frames, generated alone: float (7, 3, 3, 64, 64)."""
+    return floats_of(generator_of(pipeline), images, range(NUM_IMAGES))
+
+
+def generator_of(
+    pipeline, *, num_frames: int = 3, frame_size: int = SIZE_PX, width: int = SIZE_PX, batch_size: int = 1, **knobs
+) -> SvdGenerator:
+    geometry = Geometry(SIZE_PX, width, "stretch", "centre_crop", frame_size)
+    knobs = SvdSettings(**({"num_inference_steps": NUM_STEPS} | knobs)).model_dump(exclude={"dtype"})
+    return SvdGenerator(
+        pipeline, device="cpu", geometry=geometry, num_frames=num_frames, batch_size=batch_size, **knobs
+    )
+
+
+def floats_of(generator: SvdGenerator, images: Sequence[np.ndarray], seeds: Sequence[int]) -> Tensor:
+    """Frames before quantisation, not clipped: float (N, T, 3, H, W), about 0..1."""
+    videos = []
+    for batch in generator.prepare(images, seeds):
+        conditions = generator.encode(*batch)
+        videos.append(generator.decode(generator.denoise(conditions))[: conditions.num_real])
+    return torch.cat(videos) / 2 + 0.5
+
+
+def clips_of(generator: SvdGenerator, images: Sequence[np.ndarray], seeds: Sequence[int]) -> list[np.ndarray]:
+    drafts = generator.generate(generator.prepare(images, seeds), lambda: False)
+    return [generator.finish(draft, image) for draft, image in zip(drafts, images, strict=True)]
+
+
+def clip_of(generator: SvdGenerator, image: np.ndarray, seed: int) -> np.ndarray:
+    (clip,) = clips_of(generator, [image], [seed])
+    return clip
+
+
+def largest_difference(first: Tensor, second: Tensor) -> float:
+    assert first.shape == second.shape
+    return (first - second).abs().max().item()
+
+
+# --- against diffusers' own pipeline ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "knobs",
+    [
+        {},
+        {"min_guidance_scale": 2.0, "max_guidance_scale": 2.0},
+        {"min_guidance_scale": 1.0, "max_guidance_scale": 1.0},
+        {"min_guidance_scale": 0.5, "max_guidance_scale": 0.8},
+        {"decode_chunk_size": 2},
+        {"decode_chunk_size": 1},
+        {"num_frames": 5, "decode_chunk_size": 3},
+        {"num_frames": 2, "num_inference_steps": 4},
+        {"width": 128},
+        {"fps": 25, "motion_bucket_id": 10, "noise_aug_strength": 0.5},
+    ],
+    ids=str,
+)
+def test_one_clip_is_the_pipelines(plain, pipeline, images, knobs):
+    options = {"num_frames": 3, "width": SIZE_PX, "num_inference_steps": NUM_STEPS, "decode_chunk_size": 8} | knobs
+    generator = generator_of(pipeline, **knobs)
+    (batch,) = generator.prepare([images[0]], [2**62 + 3])
+    ((given,), _) = batch
+    noise = torch.Generator("cpu").manual_seed(2**62 + 3)
+    expected = plain(Image.fromarray(given), height=SIZE_PX, generator=noise, output_type="pt", **options).frames
+    found = floats_of(generator, [images[0]], [2**62 + 3]).clamp(0, 1)
+    assert expected.std() > 0.02
+    assert largest_difference(found, expected) < SAME
+
+
+def test_a_draft_is_the_pipelines_picture(plain, pipeline, images):
+    generator = generator_of(pipeline)
+    prepared = generator.prepare([images[0]], [5])
+    (draft,) = generator.generate(prepared, lambda: False)
+    picture = Image.fromarray(prepared[0][0][0])
+    noise = torch.Generator("cpu").manual_seed(5)
+    options = {
+        "height": SIZE_PX,
+        "width": SIZE_PX,
+        "num_frames": 3,
+        "num_inference_steps": NUM_STEPS,
+        "decode_chunk_size": 8,
+    }
+    expected = np.stack([np.asarray(frame) for frame in plain(picture, generator=noise, **options).frames[0]])
+    assert draft.dtype == np.uint8
+    differing = draft.astype(int) - expected
+    assert np.abs(differing).max() <= 1
+    assert (differing != 0).mean() < 0.001
+
+
+def test_the_u_net_is_told_the_settings(pipeline, images, monkeypatch):
+    calls = []
+    forward = pipeline.unet.forward
+    monkeypatch.setattr(pipeline.unet, "forward", lambda *args, **keys: calls.append(args) or forward(*args, **keys))
+    floats_of(generator_of(pipeline, num_inference_steps=12), [images[0]], [0])
+    assert len(calls) == 12
+    for inputs, _, embeddings, added in calls:
+        assert inputs.shape == (2, 3, 8, 8, 8)  # without and with the image
+        np.testing.assert_allclose(added, [[6, 127, 0.02]] * 2, rtol=1e-6)
+        assert not embeddings[0].any()
+        assert embeddings[1].any()
+        assert not inputs[0, :, 4:].any()
 
 
 # --- one clip --------------------------------------------------------------------------------------------------------
@@ -137,157 +189,197 @@ def image_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize(("num_frames", "frame_size"), [(3, 32), (2, 64), (5, 224)])
 def test_a_clip_has_the_frames_and_the_size_that_were_asked_for(pipeline, num_frames, frame_size):
-    clip = generator_of(pipeline, num_frames=num_frames, frame_size=frame_size).generate(random_image(0), seed=1)
+    clip = clip_of(generator_of(pipeline, num_frames=num_frames, frame_size=frame_size), random_image(0), 1)
     assert clip.shape == (num_frames, frame_size, frame_size, 3)
     assert clip.dtype == np.uint8
     assert clip.std() > 5
 
 
-def test_the_same_seed_gives_the_same_clip_whatever_torch_drew_before(pipeline):
+def test_the_same_seed_gives_the_same_clip_whatever_torch_drew_before(pipeline, images):
     clips = []
     for state in (1, 2):
         torch.manual_seed(state)
-        clips.append(generator_of(pipeline).generate(random_image(0), seed=2**62 + 3))
+        clips.append(clip_of(generator_of(pipeline), images[0], 2**62 + 3))
     np.testing.assert_array_equal(*clips)
 
 
-def test_another_seed_gives_another_clip(pipeline):
-    clips = [generator_of(pipeline).generate(random_image(0), seed) for seed in (3, 4)]
-    assert np.abs(clips[0].astype(int) - clips[1]).mean() > 1
-
-
-def test_another_image_gives_another_clip(pipeline):
-    clips = [generator_of(pipeline).generate(random_image(number), seed=3) for number in (0, 1)]
-    assert (clips[0] != clips[1]).any()
-
-
-def test_the_frames_of_a_clip_differ(pipeline):
-    clip = generator_of(pipeline).generate(random_image(0), seed=3)
-    assert (clip[0] != clip[1]).any()
-    assert (clip[1] != clip[2]).any()
+def test_another_seed_and_another_image_give_another_clip(pipeline, images):
+    first, other_seed, other_image = clips_of(generator_of(pipeline), [images[0], images[0], images[1]], [3, 4, 3])
+    assert np.abs(first.astype(int) - other_seed).mean() > 1
+    assert (first != other_image).any()
+    assert (first[0] != first[1]).any()
+    assert (first[1] != first[2]).any()
 
 
 @pytest.mark.parametrize(
     "knobs",
     [
-        {"num_inference_steps": 3},
+        {"num_inference_steps": 2},
         {"max_guidance_scale": 6.0},
         {"min_guidance_scale": 2.5},
         {"fps": 25},
         {"motion_bucket_id": 10},
         {"noise_aug_strength": 0.5},
-        {"width": 64},
+        {"width": 128},
     ],
     ids=lambda knobs: next(iter(knobs)),
 )
-def test_every_knob_changes_the_clip(pipeline, knobs):
-    default = generator_of(pipeline).generate(random_image(0), seed=3)
-    assert (generator_of(pipeline, **knobs).generate(random_image(0), seed=3) != default).any()
+def test_every_knob_changes_the_clip(pipeline, images, singles, knobs):
+    found = floats_of(generator_of(pipeline, **knobs), images[:1], [0])
+    assert found.shape != singles[:1].shape or largest_difference(found, singles[:1]) > 10 * SAME
 
 
 @pytest.mark.parametrize(
     ("keys", "sentence"),
     [
         ({"num_frames": 1}, "num_frames"),
-        ({"svd": SMALL | {"min_guidance_scale": 3.0, "max_guidance_scale": 1.0}}, "max_guidance_scale"),
+        ({"svd": {"min_guidance_scale": 3.0, "max_guidance_scale": 1.0}}, "max_guidance_scale"),
     ],
     ids=["one_frame", "guidance_switched_off_and_on"],
 )
-def test_settings_that_the_pipeline_cannot_run_are_refused_by_key(image_set, tmp_path, keys, sentence):
+def test_settings_that_the_pipeline_cannot_run_are_refused_by_key(tmp_path, keys, sentence):
     """Its guidance is switched by the last frame's scale before the frames' scales are known."""
     with pytest.raises(InputError, match=sentence):
-        run_generation(settings_for(image_set, tmp_path, "nowhere/checkpoint", **keys))
+        settings_for(tmp_path, tmp_path / "out", "nowhere/checkpoint", **keys)
 
 
-# --- what the pipeline is given, and what is made of its frames ------------------------------------------------------
+# --- pictures in and out ---------------------------------------------------------------------------------------------
 
 
-class Recorder:
-    """Stands in for a pipeline: keeps what it was called with and decodes to the frames it was made with."""
-
-    def __init__(self, frames: np.ndarray) -> None:
-        video = torch.from_numpy(frames).float() * 2 - 1
-        self._video = video.permute(3, 0, 1, 2)[None]  # (T, H, W, C) -> (1, C, T, H, W)
-        self.calls = []
-        self.video_processor = VideoProcessor(vae_scale_factor=8)
-
-    def __call__(self, image, **options):
-        self.calls.append((image, options))
-        return SimpleNamespace(frames=torch.zeros(1, self._video.shape[2], 4, 8, 16))
-
-    def decode_latents(self, latents: torch.Tensor, num_frames: int, decode_chunk_size: int) -> torch.Tensor:
-        return self._video
-
-
-def test_the_pipeline_is_given_the_image_stretched_to_its_size():
-    recorder = Recorder(np.zeros((3, 64, 128, 3)))
-    image = random_image(5, 40)
-    generator_of(recorder).generate(image, seed=9)
-    ((given, options),) = recorder.calls
-    assert given.size == (128, 64)
-    np.testing.assert_array_equal(given, Image.fromarray(image).resize((128, 64), Image.Resampling.BICUBIC))
-    assert (options["width"], options["height"]) == (128, 64)
-
-
-def test_the_real_pipeline_sees_that_very_image(pipeline, monkeypatch):
-    """What reaches the VAE is the stretched image, scaled to -1..1, plus a little noise."""
+def test_the_encoder_sees_the_image_at_the_working_size(own_pipeline):
     seen = []
-    encode = pipeline.vae.encode
-    monkeypatch.setattr(pipeline.vae, "encode", lambda image: seen.append(image) or encode(image))
+    encode = own_pipeline.vae.encode
+    own_pipeline.vae.encode = lambda image: seen.append(image) or encode(image)
     image = random_image(5, 40)
-    generator_of(pipeline, noise_aug_strength=0.0).generate(image, seed=9)
+    generator = generator_of(own_pipeline, width=128, noise_aug_strength=0.0)
+    generator.encode(*generator.prepare([image], [9])[0])
     stretched = np.asarray(Image.fromarray(image).resize((128, 64), Image.Resampling.BICUBIC))
-    (given,) = seen
-    given = given[0].permute(1, 2, 0)  # (C, H, W) -> (H, W, C)
+    given = seen[0][0].permute(1, 2, 0)  # (C, H, W) -> (H, W, C)
     np.testing.assert_allclose((given.numpy() + 1) * 127.5, stretched, atol=0.01)
 
 
-def test_the_noise_is_drawn_on_the_cpu_from_the_clips_seed():
-    recorder = Recorder(np.zeros((3, 64, 128, 3)))
-    generator_of(recorder).generate(random_image(0), seed=2**62 + 3)
-    drawn_from = recorder.calls[0][1]["generator"]
-    assert drawn_from.device.type == "cpu"
-    assert drawn_from.initial_seed() == 2**62 + 3
-
-
-def test_the_shipped_config_gives_the_pipeline_the_papers_values(tmp_path, monkeypatch):
-    recorder = Recorder(np.zeros((3, 576, 1024, 3)))
-    monkeypatch.setattr(svd, "load_pipeline", lambda *args, **keys: recorder)
-    config = Path(make_svd_videos.__file__).with_name("train3d_config.yaml")
-    settings = read_settings(GenerationSettings, None, config, [f"data_root={tmp_path}"])
-    clip = CLIP_GENERATORS["svd"](settings).generate(random_image(0, 64), seed=0)
-    assert clip.shape == (3, 224, 224, 3)
-    ((image, options),) = recorder.calls
-    assert image.size == (1024, 576)
-    del options["generator"], options["output_type"]
-    assert options == {
-        "height": 576,
-        "width": 1024,
-        "num_frames": 3,
-        "num_inference_steps": 12,
-        "min_guidance_scale": 1.0,
-        "max_guidance_scale": 3.0,
-        "fps": 7,
-        "motion_bucket_id": 127,
-        "noise_aug_strength": 0.02,
-        "decode_chunk_size": 3,
-    }
+def drafts_of(generator: SvdGenerator, video: Tensor, images: Sequence[np.ndarray]) -> list:
+    """What becomes of a decoder's output: float (B, T, 3, H, W), -1..1."""
+    generator.decode = lambda latents: video
+    generator.denoise = lambda conditions: conditions.noise
+    return list(generator.generate(generator.prepare(images, range(len(images))), lambda: False))
 
 
 @pytest.mark.parametrize("frame_size", [64, 32, 128])
-def test_frames_are_scaled_by_their_shorter_side_and_cropped_in_the_centre(frame_size):
-    columns = np.linspace(0, 1, 128)[None, None, :, None].repeat(64, axis=1)
-    frames = np.concatenate([columns.repeat(3, axis=3)] * 3)  # (3, 64, 128, 3), brighter to the right
-    clip = generator_of(Recorder(frames), frame_size=frame_size).generate(random_image(0), seed=0)
+def test_frames_are_scaled_by_their_shorter_side_and_cropped_in_the_centre(pipeline, images, frame_size):
+    columns = torch.linspace(-1, 1, 128).expand(1, 3, 3, 64, 128)  # brighter to the right
+    generator = generator_of(pipeline, frame_size=frame_size, width=128)
+    (draft,) = drafts_of(generator, columns, images[:1])
+    clip = generator.finish(draft, images[0])
     centres = (np.arange(frame_size) + 0.5) * 64 / frame_size + 32 - 0.5  # the middle 64 of 128 columns
     expected = np.interp(centres, np.arange(128), np.linspace(0, 255, 128))
     np.testing.assert_allclose(clip[1, frame_size // 2, :, 0], expected, atol=1.5)
 
 
-def test_numbers_are_rounded_to_the_nearest_grey():
-    frames = np.full((3, 64, 128, 3), 127.6 / 255)
-    clip = generator_of(Recorder(frames), frame_size=64).generate(random_image(0), seed=0)
-    assert np.unique(clip).tolist() == [128]
+def test_numbers_are_rounded_to_the_nearest_grey_and_clipped(pipeline, images):
+    grey = torch.tensor([127.6, 127.4, 300.0, -5.0]).repeat(16) / 127.5 - 1
+    (draft,) = drafts_of(generator_of(pipeline), grey.expand(1, 3, 3, 64, 64), images[:1])
+    assert draft[0, 0, :4, 0].tolist() == [128, 127, 255, 0]
+
+
+# --- batches ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("batch_size", [3, 8])
+def test_the_noise_does_not_depend_on_the_batch(pipeline, images, batch_size):
+    conditions = []
+    for generator in (generator_of(pipeline), generator_of(pipeline, batch_size=batch_size)):
+        batches = [generator.encode(*batch) for batch in generator.prepare(images, range(NUM_IMAGES))]
+        assert {len(batch.noise) for batch in batches} == {generator._batch_size}
+        conditions.append(torch.cat([batch.noise[: batch.num_real] for batch in batches]))
+    assert torch.equal(*conditions)
+
+
+@pytest.mark.parametrize("batch_size", [3, 8])
+def test_a_clip_hardly_depends_on_the_batch(pipeline, images, singles, batch_size):
+    batched = generator_of(pipeline, batch_size=batch_size)
+    assert largest_difference(floats_of(batched, images, range(NUM_IMAGES)), singles) < SAME
+    found = np.stack(clips_of(batched, images, range(NUM_IMAGES))).astype(int)
+    expected = (singles.clamp(0, 1) * 255).round().permute(0, 1, 3, 4, 2).numpy().astype(int)
+    assert np.abs(found - expected).max() <= 1
+    assert (found != expected).mean() < 0.001
+
+
+ORDERS = ([6, 4, 2, 0, 1, 3, 5], [3, 5], [1, 6, 0, 4])
+
+
+@pytest.mark.parametrize("batch_size", [3, 8])
+def test_at_one_batch_size_a_clip_depends_on_no_order_and_no_neighbour(pipeline, images, batch_size):
+    generator = generator_of(pipeline, batch_size=batch_size)
+    expected = floats_of(generator, images, range(NUM_IMAGES))
+    for order in ORDERS:
+        assert torch.equal(floats_of(generator, [images[number] for number in order], order), expected[list(order)])
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("batch_size", [3, 8])
+def test_with_two_threads_a_clips_last_digits_depend_on_its_place_in_the_batch_at_most(pipeline, images, batch_size):
+    """The threads share a product's rows between them, and the rows at the seam may be summed in another order."""
+    torch.set_num_threads(2)
+    try:
+        generator = generator_of(pipeline, batch_size=batch_size)
+        expected = floats_of(generator, images, range(NUM_IMAGES))
+        assert torch.equal(floats_of(generator, images, range(NUM_IMAGES)), expected)
+        for order in ORDERS:
+            found = floats_of(generator, [images[number] for number in order], order)
+            assert largest_difference(found, expected[list(order)]) < 10 * SAME
+    finally:
+        torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def latents(pipeline, images) -> Tensor:
+    """Denoised latents of three clips: float (3, 3, 4, 8, 8)."""
+    generator = generator_of(pipeline, batch_size=3)
+    return generator.denoise(generator.encode(*generator.prepare(images[:3], range(3))[0]))
+
+
+@pytest.mark.parametrize("decode_chunk_size", [1, 2, 3, 4, 8])
+def test_clips_are_not_mixed_by_the_decoder(plain, pipeline, latents, decode_chunk_size):
+    """The pipeline mixes them: it cuts a batch's frames into parts as if they were one clip's."""
+    batched = generator_of(pipeline, batch_size=3, decode_chunk_size=decode_chunk_size).decode(latents)
+    alone = [plain.decode_latents(clip[None], 3, min(decode_chunk_size, 3)) for clip in latents]
+    expected = torch.cat(alone).transpose(1, 2)  # (B, C, T, H, W) -> (B, T, C, H, W)
+    assert largest_difference(batched / 2, expected / 2) < SAME
+    theirs = plain.decode_latents(latents, 3, decode_chunk_size).transpose(1, 2)
+    is_mixed = decode_chunk_size not in (1, 3)
+    assert (largest_difference(theirs, expected) > 0.05) == is_mixed
+
+
+@pytest.mark.parametrize(
+    ("num_clips", "num_frames", "decode_chunk_size", "expected"),
+    [
+        (3, 3, 8, [(6, 3), (6, 3)]),  # two clips at once; the second part is filled up
+        (3, 3, 100, [(9, 3)]),
+        (2, 3, 2, [(2, 2), (1, 1), (2, 2), (1, 1)]),
+        (2, 5, 3, [(3, 3), (2, 2), (3, 3), (2, 2)]),
+        (2, 14, 8, [(8, 8), (6, 6), (8, 8), (6, 6)]),
+        (1, 2, 1, [(1, 1), (1, 1)]),
+    ],
+)
+def test_no_more_frames_are_decoded_at_once_than_asked_for(
+    pipeline, monkeypatch, num_clips, num_frames, decode_chunk_size, expected
+):
+    calls = []
+
+    def decode(latents: Tensor, num_frames: int) -> SimpleNamespace:
+        calls.append((len(latents), num_frames))
+        owners = latents[:, 0, 0, 0].unflatten(0, (-1, num_frames))
+        assert (owners == owners[:, :1]).all()  # frames that the decoder mixes are one clip's
+        return SimpleNamespace(sample=latents[:, :3])
+
+    generator = generator_of(pipeline, num_frames=num_frames, batch_size=num_clips, decode_chunk_size=decode_chunk_size)
+    monkeypatch.setattr(pipeline.vae, "decode", decode)
+    latents = torch.arange(1.0, num_clips + 1).view(-1, 1, 1, 1, 1).expand(-1, num_frames, 4, 2, 2)
+    found = generator.decode(latents)
+    assert calls == expected
+    assert max(at_once for at_once, _ in calls) <= decode_chunk_size
+    torch.testing.assert_close(found, latents[:, :, :3] / pipeline.vae.config.scaling_factor)
 
 
 # --- numbers that are no picture -------------------------------------------------------------------------------------
@@ -306,44 +398,235 @@ def spoil(pipeline, component: str, value: float) -> None:
 
 
 @pytest.mark.parametrize("component", ["unet", "decoder", "encoder", "image_encoder"])
-@pytest.mark.parametrize("value", [float("nan"), float("inf")], ids=["nan", "infinity"])
-def test_a_network_that_returns_no_numbers_is_an_error_and_no_picture(broken_pipeline, component, value):
-    spoil(broken_pipeline, component, value)
-    with pytest.raises(ClipError, match="SVD returned NaN"):
-        generator_of(broken_pipeline).generate(random_image(0), seed=0)
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")], ids=["nan", "infinity", "minus"])
+def test_a_network_that_returns_no_numbers_is_an_error_and_no_picture(own_pipeline, images, component, value):
+    spoil(own_pipeline, component, value)
+    generator = generator_of(own_pipeline, num_inference_steps=1, batch_size=2)
+    drafts = list(generator.generate(generator.prepare(images[:2], [0, 1]), lambda: False))
+    assert [type(draft) for draft in drafts] == [ClipError, ClipError]
+    for draft in drafts:
+        with pytest.raises(ClipError, match="SVD returned NaN"):
+            generator.finish(draft, images[0])
 
 
-@pytest.fixture(scope="module")
-def nan_checkpoint(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("nan") / "checkpoint"
-    pipeline = load_pipeline(str(checkpoint), "cpu", "float32", cpu_offload=False)
-    spoil(pipeline, "unet", float("nan"))
-    pipeline.save_pretrained(folder)
-    return folder
+@pytest.mark.parametrize("what", ["image_latents", "image_embeddings"])
+def test_one_images_nan_harms_no_other_of_its_batch(pipeline, images, monkeypatch, what):
+    generator = generator_of(pipeline, batch_size=3)
+    prepared = generator.prepare(images[:3], range(3))
+    healthy = list(generator.generate(prepared, lambda: False))
+    encode = generator.encode
+
+    def encode_badly(*batch):
+        conditions = encode(*batch)
+        tensor = getattr(conditions, what).clone()
+        tensor[1, 0, 0] = float("nan")
+        return replace(conditions, **{what: tensor})
+
+    monkeypatch.setattr(generator, "encode", encode_badly)
+    drafts = list(generator.generate(prepared, lambda: False))
+    assert isinstance(drafts[1], ClipError)
+    np.testing.assert_array_equal(drafts[0], healthy[0])
+    np.testing.assert_array_equal(drafts[2], healthy[2])
 
 
-def test_clips_of_nan_are_failed_rows_with_the_reason_and_no_file(image_set, nan_checkpoint, tmp_path):
-    settings = settings_for(image_set, tmp_path, nan_checkpoint, splits=["val"], max_failed_fraction=1.0)
-    run_generation(settings)
-    rows = read_table(tmp_path / "val.csv", CLIP_INDEX)
-    assert list(rows["status"]) == ["failed"] * 4
-    assert all("SVD returned NaN" in reason for reason in rows["reason"])
-    assert not list(tmp_path.rglob("*.mp4"))
+def test_one_frame_of_nan_is_no_clip(pipeline, images):
+    video = torch.zeros(2, 3, 3, 64, 64)
+    video[1, 2, 0, 5, 5] = float("nan")
+    drafts = drafts_of(generator_of(pipeline, batch_size=2), video, images[:2])
+    assert drafts[0].shape == (3, 64, 64, 3)
+    assert isinstance(drafts[1], ClipError)
 
 
-def test_nan_in_every_clip_ends_the_stage_with_its_reason(image_set, nan_checkpoint, tmp_path):
-    with pytest.raises(InputError, match=r"4 of 4 clips failed.*SVD returned NaN"):
-        run_generation(settings_for(image_set, tmp_path, nan_checkpoint, splits=["val"]))
+# --- stops and full memories -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("batches_done", "num_clips"), [(0, 0), (1, 3), (2, 6), (3, 7)])
+def test_asked_to_stop_it_decodes_what_was_denoised(pipeline, images, monkeypatch, batches_done, num_clips):
+    generator = generator_of(pipeline, batch_size=3, num_inference_steps=1)
+    denoised = []
+    denoise = generator.denoise
+    monkeypatch.setattr(generator, "denoise", lambda batch: denoised.append(batch) or denoise(batch))
+    prepared = generator.prepare(images, range(NUM_IMAGES))
+    drafts = list(generator.generate(prepared, lambda: len(denoised) >= batches_done))
+    assert len(denoised) == batches_done
+    assert len(drafts) == num_clips
+
+
+@pytest.mark.parametrize("part", ["unet", "vae.decoder", "vae.encoder", "image_encoder"])
+def test_a_full_memory_is_one_sentence_with_the_knobs(own_pipeline, images, part):
+    def run_out(*_args, **_keys):
+        raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 20 GiB")
+
+    generator = generator_of(own_pipeline, batch_size=2)
+    module = own_pipeline
+    for name in part.split("."):
+        module = getattr(module, name)
+    module.forward = run_out
+    with pytest.raises(InputError) as caught:
+        list(generator.generate(generator.prepare(images[:2], [0, 1]), lambda: False))
+    assert str(caught.value) == (
+        "the GPU's memory is too small for SVD at 64 x 64 with batch_size=2; set a smaller batch_size, svd.offload: "
+        "phases, a smaller svd.decode_chunk_size, or a smaller geometry.height and geometry.width"
+    )
+
+
+# --- offload, slices, compilation, types -----------------------------------------------------------------------------
+
+
+def pretend_accelerator(monkeypatch: pytest.MonkeyPatch) -> list[tuple]:
+    """Parts only seem to move; what is moved where is recorded."""
+    events = []
+    monkeypatch.setattr(svd, "choose_device", lambda *_args, **_keys: torch.device("mps"))
+    monkeypatch.setattr(SvdGenerator, "_move", lambda self, device, *names: events.append((str(device), *names)))
+    return events
+
+
+def test_offload_moves_each_part_once_a_chunk_around_its_phase(pipeline, images, singles, monkeypatch):
+    events = pretend_accelerator(monkeypatch)
+    generator = generator_of(pipeline, offload="phases", batch_size=3)
+    assert events == []
+    generator._device = torch.device("cpu:0")  # so that tensors do not move, and this reads differently from "cpu"
+    for phase in ("encode", "denoise", "decode"):
+        work = getattr(generator, phase)
+        monkeypatch.setattr(generator, phase, lambda *args, p=phase, w=work: events.append((p,)) or w(*args))
+    drafts = list(generator.generate(generator.prepare(images, range(NUM_IMAGES)), lambda: False))
+    expected = []
+    for phase, parts in (("encode", ("image_encoder", "vae")), ("denoise", ("unet",)), ("decode", ("vae",))):
+        expected += [("cpu:0", *parts), *[(phase,)] * 3, ("cpu", *parts)]
+    assert events == expected
+    assert len(drafts) == NUM_IMAGES
+    frames = (singles.clamp(0, 1) * 255).round().permute(0, 1, 3, 4, 2).numpy()
+    assert np.abs(np.stack(drafts) - frames).max() <= 1
+
+
+def test_a_part_leaves_the_device_also_when_it_fails(pipeline, images, monkeypatch):
+    events = pretend_accelerator(monkeypatch)
+    generator = generator_of(pipeline, offload="phases")
+    generator._device = torch.device("cpu:0")
+    monkeypatch.setattr(generator, "denoise", lambda batch: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        list(generator.generate(generator.prepare(images[:1], [0]), lambda: False))
+    assert events[-2:] == [("cpu:0", "unet"), ("cpu", "unet")]
+
+
+def test_without_offload_all_parts_are_moved_once_and_stay(pipeline, images, monkeypatch):
+    events = pretend_accelerator(monkeypatch)
+    generator = generator_of(pipeline)
+    generator._device = torch.device("cpu:0")
+    list(generator.generate(generator.prepare(images[:2], [0, 1]), lambda: False))
+    assert events == [("mps", "image_encoder", "unet", "vae")]
+
+
+def test_on_a_cpu_offload_moves_nothing(pipeline, images, monkeypatch):
+    events = []
+    monkeypatch.setattr(SvdGenerator, "_move", lambda self, device, *names: events.append(names))
+    generator = generator_of(pipeline, offload="phases")
+    list(generator.generate(generator.prepare(images[:1], [0]), lambda: False))
+    assert events == [("image_encoder", "unet", "vae")]
+
+
+def test_attention_in_slices_is_the_same_attention(own_pipeline, images, singles):
+    sliced = generator_of(own_pipeline, attention_slicing=True)
+    assert largest_difference(floats_of(sliced, images[:2], range(2)), singles[:2]) < SAME
+
+
+def test_only_the_spatial_attention_is_sliced(own_pipeline):
+    """The temporal one has a row a pixel: slice by slice it would take thousands of products of three tokens."""
+    generator_of(own_pipeline, attention_slicing=True)
+    modules = dict(own_pipeline.unet.named_modules())
+    sliced = {name for name in modules if type(getattr(modules[name], "processor", None)) is SlicedAttnProcessor}
+    assert sliced == {name for name in modules if name.endswith(".transformer_blocks.0.attn1")} != set()
+
+
+@pytest.mark.exhaustive
+def test_the_compiled_u_net_gives_the_same_clips(own_pipeline, images, singles):
+    compiled = generator_of(own_pipeline, compile="default", batch_size=2)
+    assert largest_difference(floats_of(compiled, images[:3], range(3)), singles[:3]) < 1e-4
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_precision_gives_nearly_the_same_clip_again_and_again(checkpoint, pipeline, images, dtype):
+    half = generator_of(load_pipeline(str(checkpoint), "cpu", dtype))
+    assert half.describe()["dtype"] == dtype
+    clips = [clip_of(half, images[0], 3).astype(int) for _ in range(2)]
+    np.testing.assert_array_equal(*clips)
+    same_seed, other_seed = clips_of(generator_of(pipeline), [images[0]] * 2, [3, 4])
+    assert np.abs(clips[0] - same_seed).mean() < 0.25 * np.abs(clips[0] - other_seed).mean()
+
+
+@pytest.mark.parametrize(
+    ("dtype", "force_upcast", "encoder", "decoder"),
+    [
+        ("float16", True, torch.float32, torch.float16),
+        ("float16", False, torch.float16, torch.float16),
+        ("bfloat16", True, torch.bfloat16, torch.bfloat16),
+        ("float32", True, torch.float32, torch.float32),
+    ],
+)
+def test_the_encoder_computes_in_float32_where_the_checkpoint_asks_for_it(
+    own_pipeline, images, dtype, force_upcast, encoder, decoder
+):
+    own_pipeline.to(dtype=getattr(torch, dtype))
+    vae = own_pipeline.vae
+    vae.register_to_config(force_upcast=force_upcast)
+    for _ in range(2):  # taken over again, it stays as it is
+        generator = generator_of(own_pipeline, num_inference_steps=1)
+        assert {parameter.dtype for parameter in (*vae.encoder.parameters(), *vae.quant_conv.parameters())} == {encoder}
+        assert {parameter.dtype for parameter in vae.decoder.parameters()} == {decoder}
+    conditions = generator.encode(*generator.prepare(images[:1], [0])[0])
+    assert conditions.image_latents.dtype == getattr(torch, dtype)
+    assert conditions.noise.dtype == torch.float32
+    assert torch.isfinite(generator.decode(generator.denoise(conditions))).all()
+
+
+# --- the shipped configs ---------------------------------------------------------------------------------------------
+
+_COMMON = {"num_inference_steps": 12, "fps": 7, "motion_bucket_id": 127, "noise_aug_strength": 0.02}
+_COMMON |= {"decode_chunk_size": 8, "num_frames": 3, "device": "auto", "attention_slicing": False, "compile": "none"}
+SHIPPED = {
+    "train3d_config.yaml": _COMMON
+    | {"geometry": Geometry(576, 1024, "stretch", "centre_crop", 224), "batch_size": 1, "offload": "phases"}
+    | {"min_guidance_scale": 1.0, "max_guidance_scale": 3.0},
+    "square.yaml": _COMMON
+    | {"geometry": Geometry(320, 320, "pad", "undo", 224), "batch_size": 8, "offload": "none"}
+    | {"min_guidance_scale": 2.0, "max_guidance_scale": 2.0},
+}
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_a_shipped_config_gives_the_generator_the_values_it_states(tmp_path, monkeypatch, name):
+    loaded, given = [], {}
+    monkeypatch.setattr(svd_weights, "load_pipeline", lambda *args, **keys: loaded.append((args, keys)) or "weights")
+    monkeypatch.setattr(svd, "SvdGenerator", lambda pipeline, **keys: given.update(keys) or pipeline)
+    config = Path(make_svd_videos.__file__).with_name(name)
+    settings = read_settings(GenerationSettings, None, config, [f"data_root={tmp_path}"])
+    assert CLIP_GENERATORS["svd"](settings) == "weights"
+    assert given == SHIPPED[name]
+    model = "stabilityai/stable-video-diffusion-img2vid"
+    assert loaded == [((model, "auto", "auto"), {"revision": None})]
 
 
 # --- the whole stage -------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
+def image_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_image_set(tmp_path_factory.mktemp("images"), per_class=2)
+
+
+@pytest.fixture(scope="module")
 def generated(image_set: Path, checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = tmp_path_factory.mktemp("generated")
-    run_generation(settings_for(image_set, output, checkpoint))
+    run_generation(settings_for(image_set, output, checkpoint, batch_size=3))
     return output
+
+
+def rows_of(output: Path, split: str = "train") -> list[dict]:
+    return read_table(output / f"{split}.csv", CLIP_INDEX).to_dict("records")
+
+
+def clip_hashes(output: Path) -> dict[str, str]:
+    return {row["source_sha256"]: row["sha256"] for row in rows_of(output)}
 
 
 @pytest.mark.parametrize("split", ["train", "val"])
@@ -351,139 +634,129 @@ def test_the_stage_writes_clips_that_a_loader_reads(image_set, generated, split)
     index = read_clip_index(generated / f"{split}.csv", generated / split, num_frames=3)
     assert index.labels == [0, 0, 1, 1]
     assert index.clip_kind == "clip:svd"
-    assert list(index.table["source_path"]) == paths_in_index(image_set, split)
+    assert list(index.table["source_path"]) == list(read_table(image_set / f"{split}.csv", IMAGE_INDEX)["image_path"])
+    assert {row["kept_frames"] for row in rows_of(generated, split)} == {"0 1 2"}
     for path in index.paths:
         assert read_clip(path, 3).shape == (3, 32, 32, 3)
 
 
-def paths_in_index(image_set: Path, split: str) -> list[str]:
-    return [line.split(",")[0] for line in (image_set / f"{split}.csv").read_text().splitlines()[1:]]
-
-
 def test_a_clip_on_disk_is_the_generators_clip_for_the_seed_in_the_index(image_set, generated, pipeline):
-    row = read_table(generated / "train.csv", CLIP_INDEX).iloc[2]
-    image = np.asarray(Image.open(image_set / row["source_path"]))
-    expected = generator_of(pipeline).generate(image, int(row["seed"])).astype(float)
-    found = read_clip(generated / "train" / row["video_path"]).astype(float)
-    other = read_clip(generated / "train/00000.mp4").astype(float)
-    assert ((found - expected) ** 2).mean() < ((other - expected) ** 2).mean() / 2
+    generator = generator_of(pipeline, frame_size=32, batch_size=3)
+    for row in rows_of(generated)[1:3]:
+        image = np.asarray(Image.open(image_set / row["source_path"]))
+        expected = clip_of(generator, image, int(row["seed"]))
+        np.testing.assert_array_equal(read_clip(generated / "train" / row["video_path"]), expected)
 
 
 def test_the_stage_gives_the_same_bytes_again(image_set, checkpoint, generated, tmp_path):
-    run_generation(settings_for(image_set, tmp_path, checkpoint, splits=["train"]))
+    run_generation(settings_for(image_set, tmp_path, checkpoint, splits=["train"], batch_size=3, chunk_size=2))
+    assert (tmp_path / "train.csv").read_bytes() == (generated / "train.csv").read_bytes()
     for path in (tmp_path / "train").iterdir():
         assert path.read_bytes() == (generated / "train" / path.name).read_bytes()
-    assert (tmp_path / "train.csv").read_bytes() == (generated / "train.csv").read_bytes()
 
 
-def test_a_finished_stage_needs_no_checkpoint(image_set, checkpoint, tmp_path):
-    copy = shutil.copytree(checkpoint, tmp_path / "checkpoint")
-    settings = settings_for(image_set, tmp_path / "out", copy, splits=["val"])
-    run_generation(settings)
-    shutil.rmtree(copy)
-    assert run_generation(settings) == [tmp_path / "out/val.csv"]
+def test_another_batch_size_changes_a_few_values_by_one_grey_level(image_set, checkpoint, generated, tmp_path):
+    run_generation(settings_for(image_set, tmp_path, checkpoint, splits=["train"], batch_size=1))
+    clips = [
+        [read_clip(folder / "train" / row["video_path"]) for row in rows_of(folder)] for folder in (tmp_path, generated)
+    ]
+    differences = np.subtract(*clips, dtype=int)
+    assert np.abs(differences).max() <= 1
+    assert (differences != 0).mean() < 0.001
 
 
-# --- checkpoints that cannot be loaded -------------------------------------------------------------------------------
+def test_in_another_order_each_image_gets_the_same_bytes(image_set, checkpoint, generated, tmp_path):
+    shuffled = Path(shutil.copytree(image_set, tmp_path / "images"))
+    table = read_table(shuffled / "train.csv", IMAGE_INDEX)
+    write_table(table.iloc[[2, 0, 3, 1]], shuffled / "train.csv", IMAGE_INDEX)
+    run_generation(settings_for(shuffled, tmp_path / "out", checkpoint, splits=["train"], batch_size=3))
+    assert clip_hashes(tmp_path / "out") == clip_hashes(generated)
+    assert list(clip_hashes(tmp_path / "out")) != list(clip_hashes(generated))
 
 
-def cut_weights(folder: Path) -> None:
-    path = folder / "unet/diffusion_pytorch_model.safetensors"
-    path.write_bytes(path.read_bytes()[:-1000])
+def test_two_shards_make_the_bytes_of_one_run(image_set, checkpoint, generated, tmp_path):
+    for shard in ("2/2", "1/2"):
+        run_generation(settings_for(image_set, tmp_path, checkpoint, batch_size=3, shard=shard))
+    merge_shards(MergeSettings(output_dir=tmp_path))
+    for split in ("train", "val"):
+        assert (tmp_path / f"{split}.csv").read_bytes() == (generated / f"{split}.csv").read_bytes()
+    assert clip_hashes(tmp_path) == clip_hashes(generated)
 
 
-def garble_weights(folder: Path) -> None:
-    (folder / "image_encoder/model.safetensors").write_bytes(b"not weights" * 100)
+def test_of_more_generated_frames_those_at_equal_distances_are_kept(image_set, checkpoint, pipeline, tmp_path):
+    run_generation(settings_for(image_set, tmp_path, checkpoint, splits=["val"], native_frames=5))
+    row = rows_of(tmp_path, "val")[0]
+    assert (row["kept_frames"], row["num_frames"]) == ("0 2 4", 3)
+    image = np.asarray(Image.open(image_set / row["source_path"]))
+    native = clip_of(generator_of(pipeline, num_frames=5, frame_size=32), image, int(row["seed"]))
+    np.testing.assert_array_equal(read_clip(tmp_path / "val" / row["video_path"]), native[[0, 2, 4]])
 
 
-def remove_weights(folder: Path) -> None:
-    (folder / "vae/diffusion_pytorch_model.safetensors").unlink()
+def test_the_original_may_take_the_first_frames_place(image_set, checkpoint, generated, tmp_path):
+    keys = {"splits": ["train"], "first_frame": "original", "batch_size": 3}
+    run_generation(settings_for(image_set, tmp_path, checkpoint, **keys))
+    geometry = Geometry(SIZE_PX, SIZE_PX, "stretch", "centre_crop", 32)
+    for row in rows_of(tmp_path):
+        clip = read_clip(tmp_path / "train" / row["video_path"])
+        image = np.asarray(Image.open(image_set / row["source_path"]))
+        np.testing.assert_array_equal(clip[0], geometry.view(image))
+        np.testing.assert_array_equal(clip[1:], read_clip(generated / "train" / row["video_path"])[1:])
 
 
-def change_width(folder: Path) -> None:
-    path = folder / "unet/config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"cross_attention_dim": 32}))
+def test_a_run_goes_on_with_the_same_checkpoint_elsewhere_and_with_no_other(image_set, checkpoint, generated, tmp_path):
+    output = Path(shutil.copytree(generated, tmp_path / "out"))
+    moved = Path(shutil.copytree(checkpoint, tmp_path / "moved"))
+    lost = output / "train/00001.mp4"
+    content = lost.read_bytes()
+    lost.unlink()
+    run_generation(settings_for(image_set, output, moved, batch_size=3))
+    assert lost.read_bytes() == content
+    weights = moved / "unet/diffusion_pytorch_model.safetensors"
+    damaged = bytearray(weights.read_bytes())
+    damaged[-1] ^= 1
+    weights.write_bytes(damaged)
+    with pytest.raises(InputError, match="diffusion_model"):
+        run_generation(settings_for(image_set, output, moved, batch_size=3))
+    assert lost.read_bytes() == content
 
 
-def garble_index(folder: Path) -> None:
-    (folder / "model_index.json").write_text("{")
+def test_a_finished_stage_needs_no_checkpoint(image_set, checkpoint, generated, tmp_path):
+    output = Path(shutil.copytree(generated, tmp_path / "out"))
+    environment = json.loads((output / "environment.json").read_text())
+    assert environment["device"]["model_commit"] is None
+    settings = settings_for(image_set, output, checkpoint, batch_size=3)
+    missing = settings.model_copy(update={"diffusion_model": str(checkpoint)})
+    away = checkpoint.rename(checkpoint.with_name("away"))
+    try:
+        assert run_generation(missing) == [output / "train.csv", output / "val.csv"]
+    finally:
+        away.rename(checkpoint)
 
 
-def forget_component(folder: Path) -> None:
-    path = folder / "model_index.json"
-    content = json.loads(path.read_text())
-    del content["unet"]
-    path.write_text(json.dumps(content))
+@pytest.fixture(scope="module")
+def nan_checkpoint(plain, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("nan") / "checkpoint"
+    broken = copy.deepcopy(plain)
+    spoil(broken, "unet", float("nan"))
+    broken.save_pretrained(folder)
+    return folder
 
 
-DAMAGES = {
-    "not_a_checkpoint": lambda folder: [shutil.rmtree(folder), folder.mkdir()],
-    **{f"without_{part}": lambda folder, part=part: shutil.rmtree(folder / part) for part in COMPONENTS},
-    "component_not_listed": forget_component,
-    "weights_cut": cut_weights,
-    "weights_garbled": garble_weights,
-    "weights_missing": remove_weights,
-    "weights_of_another_shape": change_width,
-    "index_garbled": garble_index,
-}
+def test_clips_of_nan_are_bad_rows_with_the_reason_and_no_clips(image_set, nan_checkpoint, tmp_path):
+    run_generation(settings_for(image_set, tmp_path, nan_checkpoint, splits=["val"], max_failed_fraction=1.0))
+    rows = rows_of(tmp_path, "val")
+    assert [row["status"] for row in rows] == ["quarantined"] * 4
+    assert all("SVD returned NaN" in row["reason"] for row in rows)
+    assert not list((tmp_path / "val").rglob("*.mp4"))
+    assert len(list((tmp_path / "quarantine/val").iterdir())) == 4  # what can be shown of them
 
 
-@pytest.mark.parametrize("damage", DAMAGES)
-def test_a_folder_that_is_no_whole_checkpoint_is_refused_in_one_sentence(checkpoint, tmp_path, damage):
-    folder = shutil.copytree(checkpoint, tmp_path / "checkpoint")
-    DAMAGES[damage](folder)
-    with pytest.raises(InputError) as caught:
-        load_pipeline(str(folder), "cpu", "auto", cpu_offload=False)
-    sentence = str(caught.value)
-    assert sentence.startswith(f"diffusion_model: {folder} is not a complete SVD checkpoint")
-    assert "\n" not in sentence
+def test_nan_in_every_clip_ends_the_stage_with_its_reason(image_set, nan_checkpoint, tmp_path):
+    with pytest.raises(InputError, match=r"of 4 clips failed.*SVD returned NaN"):
+        run_generation(settings_for(image_set, tmp_path, nan_checkpoint, splits=["val"]))
 
 
-def test_a_hub_id_without_network_says_how_to_get_the_weights():
-    with pytest.raises(InputError) as caught:
-        load_pipeline("stabilityai/none", "cpu", "auto", cpu_offload=False)
-    sentence = str(caught.value)
-    assert sentence.startswith("diffusion_model: stabilityai/none cannot be had from the model hub")
-    assert "'hf download stabilityai/none'" in sentence
-    assert "\n" not in sentence
-
-
-@pytest.mark.parametrize("name", ["nowhere", "./nowhere", "/nowhere/at/all", "a/b/c", "~/checkpoint", "a/"])
-def test_a_name_that_is_neither_folder_nor_hub_id_is_refused_without_asking_the_hub(name, monkeypatch):
-    monkeypatch.setattr(StableVideoDiffusionPipeline, "from_pretrained", None)  # to be called would be a TypeError
-    with pytest.raises(InputError, match="is neither a folder nor a hub id"):
-        load_pipeline(name, "cpu", "auto", cpu_offload=False)
-
-
-def test_the_stage_ends_at_once_where_the_checkpoint_cannot_be_loaded(image_set, tmp_path, monkeypatch):
-    tried = []
-    load = svd.load_pipeline
-    monkeypatch.setattr(svd, "load_pipeline", lambda *args, **keys: tried.append(args) or load(*args, **keys))
-    settings = settings_for(image_set, tmp_path / "out", "nowhere", max_failed_fraction=1.0)
-    with pytest.raises(InputError, match=r"^diffusion_model: 'nowhere' is neither a folder nor a hub id"):
-        run_generation(settings)
-    assert len(tried) == 1
-    assert not (tmp_path / "out/train.csv").exists()
-
-
-def test_the_script_without_weights_and_network_ends_with_one_sentence_and_code_2(image_set, tmp_path):
-    """Not with HF_HUB_OFFLINE, as a user meets it: the hub is asked and cannot be reached."""
-    environment = {name: value for name, value in os.environ.items() if name != "HF_HUB_OFFLINE"}
-    command = [sys.executable, "-m", "Data_Augmentation_SVD.make_svd_videos", f"data_root={image_set}", "device=cpu"]
-    done = subprocess.run(
-        [*command, f"output_dir={tmp_path / 'out'}"],
-        env=environment | {"HF_HOME": str(tmp_path / "hub")},
-        cwd=PROJECT,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 2
-    last = done.stderr.strip().splitlines()[-1]
-    assert last.startswith("error: diffusion_model: stabilityai/stable-video-diffusion-img2vid cannot be had")
-    assert "Traceback" not in done.stderr
-
-
-# --- devices and types -----------------------------------------------------------------------------------------------
+# --- devices ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -512,20 +785,3 @@ def pretend_devices(monkeypatch: pytest.MonkeyPatch, *, num_cuda: int, mps: bool
     monkeypatch.setattr(torch.cuda, "is_available", lambda: num_cuda > 0)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: num_cuda)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
-
-
-@pytest.mark.parametrize(
-    ("dtype", "expected"), [("auto", torch.float32), ("float32", torch.float32), ("bfloat16", torch.bfloat16)]
-)
-def test_weights_are_loaded_in_the_type_that_was_asked_for(checkpoint, dtype, expected):
-    loaded = load_pipeline(str(checkpoint), "cpu", dtype, cpu_offload=False)
-    assert {loaded.unet.dtype, loaded.vae.dtype, loaded.image_encoder.dtype} == {expected}
-
-
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_half_precision_gives_nearly_the_same_clip_again_and_again(checkpoint, pipeline, dtype):
-    half = generator_of(load_pipeline(str(checkpoint), "cpu", dtype, cpu_offload=False))
-    clips = [half.generate(random_image(0), seed=3).astype(int) for _ in range(2)]
-    np.testing.assert_array_equal(*clips)
-    same_seed, other_seed = (generator_of(pipeline).generate(random_image(0), seed) for seed in (3, 4))
-    assert np.abs(clips[0] - same_seed).mean() < 0.5 * np.abs(clips[0] - other_seed).mean()
