@@ -7,8 +7,10 @@ into white pictures, and moves all weights for every image where they do not fit
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -24,6 +26,8 @@ from Data_Augmentation_SVD.unet_shortcuts import sampling_run, use_exact_shortcu
 from utils.devices import choose_device, describe_device
 from utils.errors import InputError
 from utils.three_frame_conv import use_three_frame_convs
+
+_SMALL_PARAMETERS = 100_000_000  # of a U-Net; the published one has 1.5 billion
 
 
 @dataclass(frozen=True)
@@ -50,6 +54,9 @@ class Conditions:
 
 class SvdGenerator:
     """Batches of images to batches of clips; a clip depends on its image and its seed alone.
+
+    That holds to the byte at one batch size, on a CPU for U-Nets below 100 M parameters (any number of cores) and for
+    larger ones on one thread; elsewhere to the last digit.
 
     Args:
         pipeline: a `StableVideoDiffusionPipeline`, taken over: its parts are moved and changed.
@@ -93,6 +100,9 @@ class SvdGenerator:
         # Encoding runs ahead in another thread, on a stream of its own, where there is one.
         self._encodes_ahead = self._device.type == "cuda" and not self._offloads
         self._stream = torch.cuda.Stream(self._device) if self._encodes_ahead else None
+        # A small network gains more from batches side by side than from threads that share one; and on one thread each,
+        # no digit depends on the number of cores or on a clip's place in its batch. Large ones need the memory.
+        self._is_side_by_side = self._device.type == "cpu" and _num_parameters(pipeline.unet) < _SMALL_PARAMETERS
         self._unet = _prepare_unet(pipeline.unet, num_frames, attention_slicing, compile)
         _prepare_vae(pipeline.vae, min(decode_chunk_size, num_frames))
         if not self._offloads:
@@ -130,20 +140,19 @@ class SvdGenerator:
     def generate_videos(self, prepared: list[Any], should_stop: Callable[[], bool] = lambda: False) -> Iterator[Tensor]:
         """As `generate`, before quantisation: float32 (num_frames, 3, height, width) each, about -1..1."""
         with self._memory_sentence():
-            if self._encodes_ahead:
-                conditions = prepared
-            else:
+            conditions = prepared
+            if not self._encodes_ahead:
                 with self._on_device("image_encoder", "vae"):
-                    conditions = [self.encode(*batch) for batch in prepared]
-            latents = []
+                    conditions = list(self._map(lambda batch: self.encode(*batch), prepared))
+            waiting_place = "cpu" if self._offloads else self._device
             with self._on_device("unet"):
-                for batch in conditions:
-                    if should_stop():
-                        break
-                    latents.append(self.denoise(batch.to(self._device)).to("cpu" if self._offloads else self._device))
+                latents = list(
+                    self._map(lambda c: self.denoise(c.to(self._device)).to(waiting_place), conditions, should_stop)
+                )
             with self._on_device("vae"):
-                for batch, denoised in zip(conditions, latents, strict=False):
-                    yield from self.decode(denoised.to(self._device))[: batch.num_real]
+                videos = self._map(lambda batch: self.decode(batch.to(self._device)), latents)
+                for batch, decoded in zip(conditions, videos, strict=False):
+                    yield from decoded[: batch.num_real]
 
     def finish(self, draft: np.ndarray | ClipError, image: np.ndarray) -> np.ndarray:
         """Undo the geometry: uint8 (num_frames, frame_size, frame_size, 3).
@@ -190,7 +199,8 @@ class SvdGenerator:
     @torch.no_grad()
     def denoise(self, conditions: Conditions) -> Tensor:
         """Phase 2: latents (B, num_frames, 4, h, w) of a batch, after all steps of the Euler scheduler."""
-        scheduler, dtype = self._pipeline.scheduler, conditions.image_embeddings.dtype
+        dtype = conditions.image_embeddings.dtype
+        scheduler = copy.deepcopy(self._pipeline.scheduler)  # it counts its steps: one for each batch at work
         scheduler.set_timesteps(self._num_steps, device=self._device)
         latents = conditions.noise.to(dtype) * scheduler.init_noise_sigma
         embeddings, image_latents = conditions.image_embeddings, conditions.image_latents
@@ -203,7 +213,8 @@ class SvdGenerator:
         added = torch.tensor([[fps - 1, motion_bucket_id, noise_aug_strength]], dtype=dtype, device=self._device)
         added = added.expand(len(embeddings), -1)
         guidance = self._guidance.to(self._device, dtype)[None, :, None, None, None]
-        with sampling_run(self._pipeline.unet):
+        # Batches side by side share the U-Net, which can keep one context at a time.
+        with nullcontext() if self._is_side_by_side else sampling_run(self._pipeline.unet):
             for timestep in scheduler.timesteps:
                 inputs = torch.cat([latents, latents]) if self._is_guided else latents
                 inputs = torch.cat([scheduler.scale_model_input(inputs, timestep), image_latents], dim=2)
@@ -240,6 +251,22 @@ class SvdGenerator:
 
     # --- places -------------------------------------------------------------------------------------------------------
 
+    def _map(
+        self, phase: Callable[[Any], Any], batches: Sequence[Any], should_stop: Callable[[], bool] = lambda: False
+    ) -> Iterator[Any]:
+        """One phase of each batch, in order: one after the other, or as many at once as there are threads."""
+        at_once = torch.get_num_threads() if self._is_side_by_side else 1
+        for start in range(0, len(batches), at_once):
+            if should_stop():
+                return
+            group = batches[start : start + at_once]
+            if self._is_side_by_side:
+                with _one_thread_each(), ThreadPoolExecutor(len(group)) as pool:
+                    results = list(pool.map(phase, group))
+            else:
+                results = [phase(batch) for batch in group]
+            yield from results
+
     @contextmanager
     def _on_device(self, *names: str) -> Iterator[None]:
         """With `offload: phases`, have these parts on the device for a while."""
@@ -268,6 +295,21 @@ class SvdGenerator:
                 f"batch_size={self._batch_size}; set a smaller batch_size, svd.offload: phases, a smaller "
                 "svd.decode_chunk_size, or a smaller geometry.height and geometry.width"
             ) from None
+
+
+@contextmanager
+def _one_thread_each() -> Iterator[None]:
+    """Within it, an operation runs on the thread that calls it, also in threads that start there."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _num_parameters(module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
 
 
 def _prepare_unet(unet, num_frames: int, attention_slicing: bool, compile: str) -> Callable[..., Any]:

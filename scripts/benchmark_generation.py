@@ -96,24 +96,21 @@ def _as_overrides(arguments: list[str]) -> list[str]:
 
 def build_arms(settings: GenerationBenchmarkSettings) -> list[Arm]:
     """The plain loop, its repetition, and ours; each arm has a pipeline of its own with the same weights."""
-    import numpy as np
-
-    generator = np.random.default_rng(0)
-    shape = (settings.num_images, settings.height, settings.width, 3)
-    images = _smooth(generator.integers(0, 256, shape, dtype=np.uint8))
+    images = _digit_images(settings)
     seeds = [1000 + number for number in range(settings.num_images)]
     plain = _build_plain(settings, images, seeds)
     return [plain, Arm("plain again (A/A)", plain.run), _build_ours(settings, images, seeds)]
 
 
-def _smooth(images: Any) -> list[Any]:
-    """Noise with large blobs: something like a picture, uint8 (H, W, 3) each."""
+def _digit_images(settings: GenerationBenchmarkSettings) -> list[Any]:
+    """scikit-learn's digits at the working size, uint8 (H, W, 3): what the embedded SVD was made for."""
     import numpy as np
-    from PIL import Image, ImageFilter
+    from PIL import Image
+    from sklearn.datasets import load_digits
 
-    size = images.shape[2], images.shape[1]
-    pictures = [Image.fromarray(image).filter(ImageFilter.GaussianBlur(size[0] / 16)) for image in images]
-    return [np.asarray(picture, dtype=np.uint8) for picture in pictures]
+    digits = np.resize((load_digits().images / 16 * 255).astype(np.uint8), (settings.num_images, 8, 8))
+    size = settings.width, settings.height
+    return [np.asarray(Image.fromarray(digit).convert("RGB").resize(size, Image.BICUBIC)) for digit in digits]
 
 
 def _load(settings: GenerationBenchmarkSettings) -> Any:
