@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +25,9 @@ from Data_Augmentation_SVD.adoption_tables import (
     MATCHES,
     DecodedClips,
     Pairing,
+    build_index_rows,
+    build_match_rows,
     count_pairings,
-    index_rows,
-    match_rows,
 )
 from Data_Augmentation_SVD.settings import AdoptionSettings
 from Data_Augmentation_SVD.source_matching import (
@@ -63,7 +63,6 @@ def run_adoption(settings: AdoptionSettings) -> list[Path]:
     Raises:
         InputError: bad settings or data, or val clips that contradict the annotations.
     """
-    # 1. Open the run, check what can be checked at once.
     classes = read_classes(settings)
     run = open_run(
         settings,
@@ -80,26 +79,51 @@ def run_adoption(settings: AdoptionSettings) -> list[Path]:
     images = {split: read_sources(settings.raw_root, split, classes) for split in SPLITS}
     require_same_classes(images["train"].classes, "the train images", images["val"].classes, "the val images")
     require_val_order(clips["val"], images["val"])
+    found = find_sources(clips, images, settings)
+    run.begin()
+    summary = write_results(clips, images, found, run.dir)
+    _log_summary(summary, settings, indices)
+    return indices
 
-    # 2. Decode, compare, pair.
+
+@dataclass(frozen=True)
+class FoundSources:
+    """What the clips of each split hold and whose they are; `val_check` is how often blind matching was right."""
+
+    decoded: dict[str, DecodedClips]
+    pairings: dict[str, list[Pairing]]
+    val_check: dict[str, dict[str, int]]
+
+
+def find_sources(
+    clips: dict[str, PublishedClips], images: dict[str, ItemIndex], settings: AdoptionSettings
+) -> FoundSources:
+    """Decode, compare, pair.
+
+    Raises:
+        InputError: too many damaged clips, or val clips that are not their images'.
+    """
     decoded = {split: decode_clips(clips[split], settings.max_failed_fraction) for split in SPLITS}
     details = {split: compute_image_details(images[split], split) for split in SPLITS}
     val_pairings, val_check = pair_val(clips["val"], decoded["val"], images, details, settings)
     train_pairings = pair_train(clips["train"], decoded["train"], images["train"], details["train"], settings)
-    pairings = {"train": train_pairings, "val": val_pairings}
+    return FoundSources(decoded, {"train": train_pairings, "val": val_pairings}, val_check)
 
-    # 3. Write; the train index last.
-    run.begin()
+
+def write_results(
+    clips: dict[str, PublishedClips], images: dict[str, ItemIndex], found: FoundSources, run_dir: Path
+) -> dict[str, dict[str, Any]]:
+    """Write tables and summary, the train index last; returns the summary."""
     for split in SPLITS:
-        rows = match_rows(clips[split], images[split], pairings[split])
-        write_table(rows, run.dir / f"matches_{split}.csv", MATCHES)
-    summary = {split: count_pairings(decoded[split], pairings[split]) for split in SPLITS} | {"check_on_val": val_check}
-    write_text(run.dir / "summary.json", json.dumps(summary, indent=2) + "\n")
+        rows = build_match_rows(clips[split], images[split], found.pairings[split])
+        write_table(rows, run_dir / f"matches_{split}.csv", MATCHES)
+    counts = {split: count_pairings(found.decoded[split], found.pairings[split]) for split in SPLITS}
+    summary = counts | {"check_on_val": found.val_check}
+    write_text(run_dir / "summary.json", json.dumps(summary, indent=2) + "\n")
     for split in reversed(SPLITS):
-        rows = index_rows(clips[split], decoded[split].facts, images[split], pairings[split])
-        write_table(rows, run.dir / f"{split}.csv", CLIP_INDEX)
-    _log_summary(summary, settings, indices)
-    return indices
+        rows = build_index_rows(clips[split], found.decoded[split].facts, images[split], found.pairings[split])
+        write_table(rows, run_dir / f"{split}.csv", CLIP_INDEX)
+    return summary
 
 
 def decode_clips(clips: PublishedClips, max_failed_fraction: float) -> DecodedClips:
@@ -190,12 +214,7 @@ def pair_val(
             match = _in_split(judge_candidate(similarities[place, : len(own)], place, *limits), own_images)
             found = Pairing(clip, BY_SIMILARITY if match.is_match else BY_ORDER, match, match.reason)
             pairings[clip] = _unless_damaged(found, decoded.facts[clip])
-    confirmed = sum(pairing.matched_by == BY_SIMILARITY for pairing in pairings.values())
-    if confirmed < len(clips) / 2:
-        raise InputError(
-            f"{clips.index_path}: only {confirmed} of {len(clips)} clips resemble the image that their place names in "
-            f"{images['val'].index_path}; give the published clips and their images, or lower min_similarity"
-        )
+    _require_likeness(clips, images["val"], pairings)
     return [pairings[clip] for clip in range(len(clips))], check
 
 
@@ -224,6 +243,15 @@ def _require_no_contradiction(clips: PublishedClips, images: ItemIndex, own: lis
                 f"{clips.index_path} line {clips.lines[clip]}: {clips.names[clip]} has the place of {named} but shows "
                 f"{found} (similarity {match.similarity:g}); restore the published order of the val clips"
             )
+
+
+def _require_likeness(clips: PublishedClips, images: ItemIndex, pairings: dict[int, Pairing]) -> None:
+    num_alike = sum(pairing.matched_by == BY_SIMILARITY for pairing in pairings.values())
+    if num_alike < len(clips) / 2:
+        raise InputError(
+            f"{clips.index_path}: only {num_alike} of {len(clips)} clips resemble the image that their place names in "
+            f"{images.index_path}; give the published clips and their images, or lower min_similarity"
+        )
 
 
 def _count_right_and_wrong(counts: dict[str, int], matches: list[Match]) -> None:

@@ -50,7 +50,7 @@ class Pairing:
     reason: str
 
 
-def match_rows(clips: PublishedClips, images: ItemIndex, pairings: list[Pairing]) -> list[dict[str, Any]]:
+def build_match_rows(clips: PublishedClips, images: ItemIndex, pairings: list[Pairing]) -> list[dict[str, Any]]:
     """Rows of `matches_{split}.csv`."""
     rows = []
     for name, label, pairing in zip(clips.names, clips.labels, pairings, strict=True):
@@ -74,7 +74,7 @@ def match_rows(clips: PublishedClips, images: ItemIndex, pairings: list[Pairing]
     return rows
 
 
-def index_rows(
+def build_index_rows(
     clips: PublishedClips, facts: list[dict[str, Any]], images: ItemIndex, pairings: list[Pairing]
 ) -> list[dict[str, Any]]:
     """Rows of the clip index; a clip without a source is a good clip with empty source columns."""

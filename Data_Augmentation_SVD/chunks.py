@@ -12,9 +12,9 @@ import numpy as np
 
 from Data_Augmentation_SVD.clip_writer import ClipTask, ClipWriter
 from Data_Augmentation_SVD.generation_stats import SessionStats
-from Data_Augmentation_SVD.generators import ClipError, ClipGenerator
+from Data_Augmentation_SVD.generators import ClipError, ClipGenerator, is_fatal
 from Data_Augmentation_SVD.tiny_imagenet_aug import TinyImageNetAug
-from utils.errors import InputError, StopRequest
+from utils.errors import StopRequest
 from utils.images import ImageError
 
 log = logging.getLogger(__name__)
@@ -76,13 +76,13 @@ def _load(tasks: list[ClipTask], images: TinyImageNetAug, generator: ClipGenerat
     for task in tasks:
         try:
             loaded.append((task, images[task.position]))
-        except (ImageError, OSError) as error:  # damaged, or gone since the run began
+        except (ImageError, FileNotFoundError) as error:  # damaged, or gone since the run began
             unreadable.append((task, str(error)))
     try:
         return Chunk(unreadable, loaded, _prepare(generator, loaded))
-    except (InputError, MemoryError):
-        raise
     except Exception as error:
+        if is_fatal(error):
+            raise
         return Chunk(unreadable, loaded, error)
 
 
@@ -101,24 +101,32 @@ def _drafts(generator: ClipGenerator, chunk: Chunk, should_stop: Callable[[], bo
         for draft in generator.generate(chunk.prepared, should_stop):
             yield chunk.loaded[num_done], draft
             num_done += 1
-        return
-    except (InputError, MemoryError):
-        raise
+        if num_done == len(chunk.loaded) or should_stop():
+            return
+        raise RuntimeError(f"{num_done} drafts for {len(chunk.loaded)} images")
     except Exception as error:
+        if is_fatal(error):
+            raise
         log.warning("a batch failed (%s: %s); its images are tried one by one", type(error).__name__, error)
-    for item in chunk.loaded[num_done:]:
+    yield from _drafts_one_by_one(generator, chunk.loaded[num_done:], should_stop)
+
+
+def _drafts_one_by_one(
+    generator: ClipGenerator, items: list[_Loaded], should_stop: Callable[[], bool]
+) -> Iterator[tuple[_Loaded, Any]]:
+    failed_before: Exception | None = None
+    for item in items:
         if should_stop():
             return
-        yield item, _draft_alone(generator, item)
-
-
-def _draft_alone(generator: ClipGenerator, item: _Loaded) -> Any:
-    try:
-        return next(iter(generator.generate(_prepare(generator, [item]), lambda: False)))
-    except (InputError, MemoryError):
-        raise
-    except ClipError as error:
-        return error
-    except Exception as error:
-        log.warning("%s failed", item[0].source.source_path, exc_info=True)
-        return ClipError(f"{type(error).__name__}: {error}")
+        try:
+            draft = next(iter(generator.generate(_prepare(generator, [item]), lambda: False)))
+            failed_before = None
+        except ClipError as error:
+            draft, failed_before = error, None
+        except Exception as error:
+            # Two in a row for the same reason: the images are not to blame.
+            if is_fatal(error) or type(error) is type(failed_before):
+                raise
+            log.warning("%s failed", item[0].source.source_path, exc_info=True)
+            draft, failed_before = ClipError(f"{type(error).__name__}: {error}"), error
+        yield item, draft

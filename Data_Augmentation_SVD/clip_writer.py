@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 
 from Data_Augmentation_SVD.clip_checks import find_fault
-from Data_Augmentation_SVD.generators import ClipError, ClipGenerator, build_geometry
+from Data_Augmentation_SVD.clip_metrics import compute_psnr_db
+from Data_Augmentation_SVD.generators import ClipError, ClipGenerator, build_geometry, is_fatal
 from Data_Augmentation_SVD.settings import GenerationSettings
 from Data_Augmentation_SVD.split_files import Journal, SplitFolders
 from Data_Augmentation_SVD.tiny_imagenet_aug import Source
 from utils.artifacts import STATUS_FAILED, STATUS_OK, STATUS_QUARANTINED
 from utils.clips import read_clip, write_clip
-from utils.errors import InputError
 from utils.files import PARTIAL_SUFFIX, sha256_file
 
 log = logging.getLogger(__name__)
@@ -59,8 +59,7 @@ class ClipMaker:
         try:
             frames = self._finish(draft, image)
         except ClipError as error:
-            remains = None if error.draft is None else self._generator.finish(error.draft, image)
-            return self._reject(task, row, remains, str(error))
+            return self._reject(task, row, self._remains_of(error, image), str(error))
         checks = self._settings.checks.model_dump()
         fault = find_fault(
             frames,
@@ -77,7 +76,7 @@ class ClipMaker:
         for name in (task.name, task.name + PARTIAL_SUFFIX):  # of an earlier attempt
             (self._folders.quarantine / name).unlink(missing_ok=True)
         if len(self.round_trip_psnr_db) < _ROUND_TRIPS:
-            self.round_trip_psnr_db.append(_psnr_db(read_clip(path), frames))
+            self.round_trip_psnr_db.append(compute_psnr_db(read_clip(path), frames))
         return row | {"status": STATUS_OK, "sha256": sha256_file(path)}
 
     def fail(self, task: ClipTask, reason: str) -> dict[str, Any]:
@@ -110,9 +109,11 @@ class ClipMaker:
             raise draft
         try:
             frames = np.asarray(self._generator.finish(draft, image))
-        except (InputError, MemoryError, ClipError):
+        except ClipError:
             raise
         except Exception as error:  # as in the step before: one image's trouble is not the run's
+            if is_fatal(error):
+                raise
             log.warning("a clip could not be finished", exc_info=True)
             raise ClipError(f"{type(error).__name__}: {error}") from None
         settings, view = self._settings, self._geometry.view(image)
@@ -122,6 +123,15 @@ class ClipMaker:
         if settings.first_frame == "original" and is_alike:
             frames = np.concatenate([view[None], frames[1:]])
         return frames
+
+    def _remains_of(self, error: ClipError, image: np.ndarray) -> np.ndarray | None:
+        """What can be shown of a clip that was made and is bad."""
+        if error.draft is None:
+            return None
+        try:
+            return self._finish(error.draft, image)
+        except ClipError:
+            return None
 
     def _reject(self, task: ClipTask, row: dict[str, Any], frames: np.ndarray | None, reason: str) -> dict[str, Any]:
         """Keep a bad clip for inspection, where it can be a file at all, away from the good ones."""
@@ -148,8 +158,8 @@ class ClipMaker:
 class ClipWriter:
     """Writes clips in a thread of its own, in order, while the next ones are generated.
 
-    Leaving the `with` block waits until all that was handed over is on disk, also when an error passes through: a
-    finished clip is never lost.
+    Leaving the `with` block waits until all that was handed over is on disk, also when an error of generation or a
+    signal passes through. After an error of its own (a full disk) nothing more is written; a rerun does.
     """
 
     def __init__(self, maker: ClipMaker, journal: Journal, on_row: Callable[[dict[str, Any]], None]) -> None:
@@ -208,9 +218,3 @@ def _as_pixels(frames: np.ndarray) -> np.ndarray | None:
 
 def _one_line(reason: str) -> str:
     return " ".join(reason.split())  # so that a torn journal line is seen as such
-
-
-def _psnr_db(decoded: np.ndarray, frames: np.ndarray) -> float:
-    """Peak signal-to-noise ratio in dB; infinite for equal frames."""
-    error = np.mean((decoded.astype(np.float64) - frames) ** 2)
-    return float("inf") if error == 0 else float(10 * np.log10(255**2 / error))

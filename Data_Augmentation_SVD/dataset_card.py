@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from Data_Augmentation_SVD.split_files import index_rows
+from Data_Augmentation_SVD.split_files import iterate_index_rows
 from utils.artifacts import STATUS_OK
 from utils.config import dump_yaml, read_yaml
 from utils.files import write_text
+from utils.runs import read_environment
 
 CARD_FILE = "README.md"
 _MARKER = "<!-- dataset card of Data_Augmentation_SVD: rewritten by the stage -->"
@@ -52,14 +52,13 @@ def write_dataset_card(output_dir: Path) -> None:
 def format_card(output_dir: Path) -> str:
     """The card's text."""
     settings = read_yaml(output_dir / "config.yaml")
-    environment = _read_environment(output_dir / "environment.json")
-    splits = {split: index_rows(output_dir / f"{split}.csv") for split in ("train", "val")}
+    environment = read_environment(output_dir / "environment.json")
     parts = [
         _MARKER,
         "# Pseudo-video clips\n",
         _describe(settings, environment),
         "## Clips\n",
-        _format_counts(splits),
+        _format_counts(output_dir),
         SCHEMA,
         "## How they were made\n",
         "Rates, memory and the codec's round trip are in `generation_stats.json`; versions and input hashes in "
@@ -90,17 +89,27 @@ def _describe(settings: dict[str, Any], environment: dict[str, Any]) -> str:
     return "\n\n".join(lines)
 
 
-def _format_counts(splits: dict[str, list[dict[str, Any]]]) -> str:
+def _format_counts(output_dir: Path) -> str:
     lines = ["| split | class | ok | not ok |", "|---|---|---|---|"]
-    for split, rows in splits.items():
-        names = {row["label"]: row["class_name"] for row in rows}
-        good = Counter(row["label"] for row in rows if row["status"] == STATUS_OK)
-        total = Counter(row["label"] for row in rows)
-        lines += [f"| {split} | {name} | {good[k]} | {total[k] - good[k]} |" for k, name in sorted(names.items())]
-        lines += [f"| {split} | all | {good.total()} | {total.total() - good.total()} |"] if rows else []
-    reasons = Counter(row["reason"] for rows in splits.values() for row in rows if row["status"] != STATUS_OK)
+    reasons: Counter[str] = Counter()
+    for split in ("train", "val"):
+        names: dict[int, str] = {}
+        good, bad = Counter(), Counter()
+        for row in iterate_index_rows(output_dir / f"{split}.csv"):
+            names[row["label"]] = row["class_name"]
+            is_good = row["status"] == STATUS_OK
+            (good if is_good else bad)[row["label"]] += 1
+            if not is_good:
+                reasons[_kind_of(row["reason"])] += 1
+        lines += [f"| {split} | {name} | {good[k]} | {bad[k]} |" for k, name in sorted(names.items())]
+        lines += [f"| {split} | all | {good.total()} | {bad.total()} |"] if names else []
     lines += ["", *(f"- {count} not ok: {reason}" for reason, count in reasons.most_common(10))]
     return "\n".join(lines) + "\n"
+
+
+def _kind_of(reason: str) -> str:
+    """A reason without its figures, so that equal faults count together."""
+    return reason.partition(":")[0]
 
 
 def _relevant(settings: dict[str, Any]) -> dict[str, Any]:
@@ -109,10 +118,3 @@ def _relevant(settings: dict[str, Any]) -> dict[str, Any]:
     other = {"svd": "svd", "camera_motion": "camera_motion"}
     unused = tuple(name for kind, name in other.items() if kind != settings["generator"])
     return {name: value for name, value in settings.items() if name not in where + unused}
-
-
-def _read_environment(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}

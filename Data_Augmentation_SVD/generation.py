@@ -7,24 +7,34 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict
+from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from Data_Augmentation_SVD.chunks import generate_chunks
+from Data_Augmentation_SVD.clip_plan import find_finished, plan_clips
 from Data_Augmentation_SVD.clip_writer import ClipMaker, ClipTask, ClipWriter
 from Data_Augmentation_SVD.dataset_card import write_dataset_card
 from Data_Augmentation_SVD.generation_stats import STATS_FILE, SessionStats, append_session
 from Data_Augmentation_SVD.generators import CLIP_GENERATORS, ClipGenerator
 from Data_Augmentation_SVD.settings import GenerationSettings
-from Data_Augmentation_SVD.shards import FREE_KEYS, open_shard, parse_shard
-from Data_Augmentation_SVD.split_files import Journal, SplitFolders, clip_name, index_rows, journal_name, split_folders
+from Data_Augmentation_SVD.shards import FREE_KEYS, find_changed_weights, open_shard, parse_shard
+from Data_Augmentation_SVD.split_files import (
+    Journal,
+    SplitFolders,
+    is_unchanged,
+    iterate_index_rows,
+    journal_name,
+    read_index_rows,
+    split_folders,
+)
 from Data_Augmentation_SVD.tiny_imagenet_aug import TinyImageNetAug
 from Data_Sourcing.image_set import image_set_inputs
-from utils.artifacts import CLIP_INDEX, STATUS_FAILED, STATUS_OK, write_table
+from utils.artifacts import CLIP_INDEX, STATUS_OK, write_table
 from utils.errors import InputError, StopRequest
-from utils.files import remove_partial_files, sha256_file
-from utils.runs import Run, open_run
+from utils.files import remove_partial_files
+from utils.runs import Run, open_run, read_environment
 from utils.utils import progress
 
 log = logging.getLogger(__name__)
@@ -55,11 +65,12 @@ def run_generation(settings: GenerationSettings) -> list[Path]:
         split: TinyImageNetAug(settings.data_root, split, settings.wnids_file, shard) for split in settings.splits
     }
     generator = CLIP_GENERATORS[settings.generator](settings)  # weights that cannot be had are no bad clips
+    _require_same_weights(run, generator.describe())
     run.begin(generator.describe())
     remove_partial_files(run.dir)
     with StopRequest() as stop:
         for split in settings.splits:
-            generate_split(images[split], generator, run.dir, split, settings, stop)
+            generate_split(SplitJob(split, images[split], generator, run.dir, settings, stop))
     if shard == (1, 1):
         write_dataset_card(settings.output_dir)
     else:
@@ -93,25 +104,56 @@ def _merge_command(settings: GenerationSettings) -> str:
 
 
 def _is_whole(run_dir: Path, split: str, settings: GenerationSettings) -> bool:
-    """Whether an index stands, its journal is gone, no clip was removed since, and nothing is to be tried again."""
-    rows = index_rows(run_dir / f"{split}.csv")
-    is_clean = all(row["status"] == STATUS_OK for row in rows) or not settings.retry_failed
+    """Whether an index stands, its journal is gone, its clips are as it says, and nothing is to be tried again."""
+    if (run_dir / journal_name(split)).exists():
+        return False
     clips_dir = split_folders(settings.output_dir, split).clips
-    return (
-        is_clean
-        and not (run_dir / journal_name(split)).exists()
-        and all((clips_dir / row["video_path"]).exists() for row in rows if row["status"] == STATUS_OK)
+    return all(
+        is_unchanged(clips_dir, row) if row["status"] == STATUS_OK else not settings.retry_failed
+        for row in iterate_index_rows(run_dir / f"{split}.csv")
     )
 
 
-def generate_split(
-    images: TinyImageNetAug,
-    generator: ClipGenerator,
-    run_dir: Path,
-    split: str,
-    settings: GenerationSettings,
-    stop: StopRequest,
-) -> Path:
+def _require_same_weights(run: Run, device: dict[str, Any]) -> None:
+    """A hub's branch may have moved, or `auto` have become another type, since a run that is now resumed.
+
+    Raises:
+        InputError: naming what differs.
+    """
+    recorded = (
+        read_environment(run.dir / "environment.json").get("device") if run.resumes and not run.replaces else None
+    )
+    if changed := find_changed_weights(recorded or {}, device):
+        raise InputError(
+            f"{run.dir} was begun with other weights ({'; '.join(changed)}); set model_revision and svd.dtype to what "
+            "it was begun with, choose another output_dir, or pass overwrite=true"
+        )
+
+
+@dataclass(frozen=True)
+class SplitJob:
+    """One split's clips, to be made in one run folder."""
+
+    split: str
+    images: TinyImageNetAug
+    generator: ClipGenerator
+    run_dir: Path
+    settings: GenerationSettings
+    stop: StopRequest
+
+    @property
+    def folders(self) -> SplitFolders:
+        """Where the clips go."""
+        return split_folders(self.settings.output_dir, self.split)
+
+    @property
+    def chunk_size(self) -> int:
+        """Images a chunk, in whole batches: a part of a batch costs as much as all of it."""
+        batch_size = self.settings.batch_size
+        return -(-self.settings.chunk_size // batch_size) * batch_size
+
+
+def generate_split(job: SplitJob) -> Path:
     """Generate one split's clips and write its index last; what a killed run has made is kept.
 
     A clip that is missing or damaged is made again, and one whose source has changed since.
@@ -120,36 +162,25 @@ def generate_split(
         InputError: more clips are bad than `max_failed_fraction` allows.
         Terminated: SIGTERM has come.
     """
-    folders = split_folders(settings.output_dir, split)
-    journal, index_path = Journal(run_dir / journal_name(split)), run_dir / f"{split}.csv"
-    tasks = plan_clips(images, settings)
-    made, todo = sort_out(tasks, (*index_rows(index_path), *journal.rows()), folders, settings)
+    journal, index_path = Journal(job.run_dir / journal_name(job.split)), job.run_dir / f"{job.split}.csv"
+    tasks = plan_clips(job.images, job.settings)
+    made, todo = find_finished(tasks, (*read_index_rows(index_path), *journal.rows()), job.folders, job.settings)
     if made:
-        log.info("%s: %d of %d clips are there already", split, len(made), len(tasks))
-    _make_clips(todo, made, images, generator, journal, run_dir, split, settings, stop)
+        log.info("%s: %d of %d clips are there already", job.split, len(made), len(tasks))
+    _make_clips(job, todo, made, journal)
     rows = [made[task.name] for task in tasks]
-    folders.clips.mkdir(parents=True, exist_ok=True)  # also where no clip is good
+    job.folders.clips.mkdir(parents=True, exist_ok=True)  # also where no clip is good
     write_table(rows, index_path, CLIP_INDEX)
     journal.remove()
     log.info("%d clips (%d bad): %s", len(rows), sum(row["status"] != STATUS_OK for row in rows), index_path)
     return index_path
 
 
-def _make_clips(
-    todo: list[ClipTask],
-    made: dict[str, dict[str, Any]],
-    images: TinyImageNetAug,
-    generator: ClipGenerator,
-    journal: Journal,
-    run_dir: Path,
-    split: str,
-    settings: GenerationSettings,
-    stop: StopRequest,
-) -> None:
+def _make_clips(job: SplitJob, todo: list[ClipTask], made: dict[str, dict[str, Any]], journal: Journal) -> None:
     """Make the clips that are to be made and add their rows to `made`."""
-    limit = BadClipLimit(settings.max_failed_fraction, len(todo) + len(made), journal.path, made.values())
-    maker = ClipMaker(generator, settings, split_folders(settings.output_dir, split))
-    stats = SessionStats(split, len(todo), generator.describe())
+    limit = BadClipLimit(job.settings.max_failed_fraction, len(todo) + len(made), journal.path, made.values())
+    maker = ClipMaker(job.generator, job.settings, job.folders)
+    stats = SessionStats(job.split, len(todo), job.generator.describe())
 
     def on_row(row: dict[str, Any]) -> None:
         made[row["video_path"]] = row
@@ -157,73 +188,15 @@ def _make_clips(
 
     try:
         with journal, ClipWriter(maker, journal, on_row) as writer:
-            clips = generate_chunks(todo, images, generator, writer, settings.chunk_size, stats, stop)
-            for _ in progress(clips, len(todo), f"{split} clips", every=_SUMMARY_EVERY):
-                limit.check()
+            chunks = generate_chunks(todo, job.images, job.generator, writer, job.chunk_size, stats, job.stop)
+            with closing(chunks):
+                for _ in progress(chunks, len(todo), f"{job.split} clips", every=_SUMMARY_EVERY):
+                    limit.check()
         limit.check()
-        stop.raise_if_set()
+        job.stop.raise_if_set()
     finally:
         if stats.num_clips:
-            append_session(run_dir, stats.summary(maker.round_trip_psnr_db))
-
-
-def sort_out(
-    tasks: list[ClipTask], rows: Iterable[dict[str, Any]], folders: SplitFolders, settings: GenerationSettings
-) -> tuple[dict[str, dict[str, Any]], list[ClipTask]]:
-    """Rows of earlier runs that stay, by clip, and the tasks that are left, each with the seed of its next attempt."""
-    old = {row["video_path"]: row for row in rows}
-    made: dict[str, dict[str, Any]] = {}
-    todo = []
-    for task in tasks:
-        row = old.get(task.name)
-        if row is not None and _is_final(row, task, folders, settings.retry_failed):
-            made[task.name] = row
-        else:
-            todo.append(_next_attempt(task, row, settings))
-    return made, todo
-
-
-def plan_clips(images: TinyImageNetAug, settings: GenerationSettings) -> list[ClipTask]:
-    """Every clip of these images, in index order, as a first attempt."""
-    per_image = settings.clips_per_image
-    num_total = images.num_total * per_image
-    return [
-        ClipTask(
-            name=clip_name((images.first_position + position) * per_image + clip_number, num_total),
-            source=source,
-            position=position,
-            clip_number=clip_number,
-            attempt=0,
-            seed=source.clip_seed(settings.seed, clip_number),
-        )
-        for position, source in enumerate(images.sources)
-        for clip_number in range(per_image)
-    ]
-
-
-def _is_final(row: dict[str, Any], task: ClipTask, folders: SplitFolders, retry_failed: bool) -> bool:
-    """Whether a row stays: of the image that has this place now, and its clip unchanged on disk, or given up."""
-    if any(str(row[name]) != str(value) for name, value in asdict(task.source).items()):
-        return False
-    if row["status"] != STATUS_OK:
-        return not retry_failed
-    clip = folders.clips / row["video_path"]
-    return clip.is_file() and sha256_file(clip) == row["sha256"]
-
-
-def _next_attempt(task: ClipTask, row: dict[str, Any] | None, settings: GenerationSettings) -> ClipTask:
-    """A task with the seed it is to be made from now.
-
-    A clip that was made and rejected would come out the same again: it gets the next seed. One that failed without a
-    clip, was damaged or belongs to another image keeps its own.
-    """
-    if row is None or any(str(row[name]) != str(value) for name, value in asdict(task.source).items()):
-        return task
-    attempt = int(row["attempt"] or 0)
-    was_rejected = row["status"] not in (STATUS_OK, STATUS_FAILED) and bool(row["sha256"])
-    attempt += was_rejected
-    seed = task.source.clip_seed(settings.seed, task.clip_number, attempt)
-    return ClipTask(task.name, task.source, task.position, task.clip_number, attempt, seed)
+            append_session(job.run_dir, stats.summary(maker.round_trip_psnr_db))
 
 
 class BadClipLimit:

@@ -74,8 +74,12 @@ class SessionStats:
 
 def append_session(run_dir: Path, session: dict[str, Any]) -> None:
     """Add a session's record to the run's; one that cannot be read is replaced."""
-    sessions = read_sessions(run_dir)
-    write_text(run_dir / STATS_FILE, json.dumps({"sessions": [*sessions, session]}, indent=2) + "\n")
+    write_sessions(run_dir, [*read_sessions(run_dir), session])
+
+
+def write_sessions(run_dir: Path, sessions: list[dict[str, Any]]) -> None:
+    """Write all sessions' records."""
+    write_text(run_dir / STATS_FILE, json.dumps({"sessions": sessions}, indent=2) + "\n")
 
 
 def read_sessions(run_dir: Path) -> list[dict[str, Any]]:

@@ -10,6 +10,7 @@ from PIL import Image
 
 from Data_Augmentation_SVD.geometry import Geometry
 from Data_Augmentation_SVD.settings import GenerationSettings
+from utils.errors import InputError
 
 
 class ClipError(Exception):
@@ -22,6 +23,18 @@ class ClipError(Exception):
     def __init__(self, reason: str, draft: Any = None) -> None:
         super().__init__(reason)
         self.draft = draft
+
+
+_FATAL_MESSAGES = ("CUDA error", "CUBLAS_STATUS", "CUDNN_STATUS", "cudnn", "NCCL", "MPS backend", "HIP error")
+
+
+def is_fatal(error: Exception) -> bool:
+    """Whether an error is of the machine or the run, so that no image must be given up for it."""
+    if isinstance(error, (InputError, MemoryError, OSError)):
+        return True
+    module = type(error).__module__
+    is_compiler = module.startswith(("torch._dynamo", "torch._inductor", "triton"))
+    return is_compiler or type(error).__name__ == "AcceleratorError" or any(m in str(error) for m in _FATAL_MESSAGES)
 
 
 class ClipGenerator(Protocol):

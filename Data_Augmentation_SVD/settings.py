@@ -53,8 +53,8 @@ class SvdSettings(Settings):
         fps: the frame rate SVD is told; higher asks for less motion from frame to frame.
         motion_bucket_id: higher, more motion (0..255).
         noise_aug_strength: noise added to the conditioning image; higher, less like the image and more motion.
-        decode_chunk_size: frames of one clip decoded at once; lower needs less memory, and changes pixels a little,
-            because the decoder looks at neighbouring frames.
+        decode_chunk_size: frames decoded at once, of whole clips as far as they fit; lower needs less memory. Below the
+            clip's length it also changes pixels a little, because the decoder looks at neighbouring frames.
         dtype: `auto` is float16 on a GPU, float32 on a CPU.
         offload: `phases` keeps on the GPU only the part that works (encoder, U-Net or decoder) and moves each once a
             chunk: for cards below about 12 GB. `none` keeps all parts there; faster.
@@ -132,10 +132,11 @@ class GenerationSettings(Settings):
         seed: each clip's noise comes from this and its image's content, whatever the order.
         batch_size: images generated at once; faster on a GPU until its memory is full. The noise does not depend on
             it; the last digit of a pixel may.
-        chunk_size: images that go through one phase (encode, denoise, decode) before the next; larger moves weights
-            less often with `svd.offload: phases` and loses more work to a kill.
+        chunk_size: images that go through one phase (encode, denoise, decode) before the next, rounded up to whole
+            batches; larger moves weights less often with `svd.offload: phases` and loses more work to a kill.
         shard: `i/n` makes the i-th of n parts (1/4 ... 4/4), for job arrays; `merge_shards` joins the indices.
-        retry_failed: try again the clips that an earlier run gave up; rejected ones with their next seed.
+        retry_failed: try again the clips that an earlier run gave up; one that was made and rejected gets its next
+            seed, one that never came to be keeps its own.
         max_failed_fraction: end with exit code 2 when a larger share of the clips is bad.
     """
 

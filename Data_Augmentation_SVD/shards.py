@@ -6,28 +6,29 @@ the merge checks that nothing is missing or double, then writes the common indic
 
 from __future__ import annotations
 
-import json
 import logging
 import os
+from collections import Counter
 from collections.abc import Iterator
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 from Data_Augmentation_SVD.dataset_card import write_dataset_card
-from Data_Augmentation_SVD.generation_stats import STATS_FILE, append_session, read_sessions
+from Data_Augmentation_SVD.generation_stats import STATS_FILE, read_sessions, write_sessions
 from Data_Augmentation_SVD.settings import GenerationSettings, MergeSettings
-from Data_Augmentation_SVD.split_files import clip_name, index_rows
+from Data_Augmentation_SVD.split_files import clip_name, iterate_index_rows
 from Data_Augmentation_SVD.tiny_imagenet_aug import TinyImageNetAug
-from utils.artifacts import CLIP_INDEX, format_table
+from utils.artifacts import CLIP_INDEX, STATUS_OK, format_table
 from utils.config import build_settings, read_yaml
 from utils.errors import InputError
 from utils.files import atomic_path
 from utils.indices import shard_range
-from utils.runs import Run, find_changes, open_run, recorded_inputs
+from utils.runs import Run, find_changes, open_run, read_environment, recorded_inputs
 
 log = logging.getLogger(__name__)
 SHARDS_FOLDER = "shards"
-# Where the images are, what part is made, and what costs only time and memory: no pixel depends on them.
+# Where the images are, what part is made, and what costs only time and memory.
 FREE_KEYS = ("data_root", "wnids_file", "splits", "shard", "chunk_size", "svd.offload")
 
 
@@ -102,9 +103,7 @@ def merge_shards(settings: MergeSettings) -> list[Path]:
         _refuse_newer_index(folders, split, settings.output_dir)
     run.begin(_recorded_device(folders[0]))
     indices = [_write_index(folders, split, settings.output_dir) for split in first.splits]
-    for folder in folders if not read_sessions(settings.output_dir) else ():
-        for session in read_sessions(folder):
-            append_session(settings.output_dir, session | {"shard": folder.name})
+    _write_sessions(folders, settings.output_dir)
     write_dataset_card(settings.output_dir)
     log.info("merged %d shards: %s", len(folders), ", ".join(map(str, indices)))
     return indices
@@ -149,6 +148,7 @@ def _require_agreement(
         changed += [
             f"{name}: other content" for name in sorted(inputs) if theirs.get(name, inputs[name]) != inputs[name]
         ]
+        changed += find_changed_weights(_recorded_device(folders[0]) or {}, _recorded_device(folder) or {})
         if changed:
             raise InputError(
                 f"{folder} was made with other settings than {folders[0]} ({'; '.join(changed)}); run the one that is "
@@ -157,11 +157,17 @@ def _require_agreement(
 
 
 def _recorded_device(folder: Path) -> dict[str, Any] | None:
-    """What computed, for the merged record; the machine that merges may be another one."""
-    try:
-        return json.loads((folder / "environment.json").read_text(encoding="utf-8")).get("device")
-    except (OSError, ValueError):
-        return None
+    """What computed; the machine that merges may be another one."""
+    return read_environment(folder / "environment.json").get("device")
+
+
+def find_changed_weights(recorded: dict[str, Any], device: dict[str, Any]) -> list[str]:
+    """How what computes differs in what makes the pixels, as `key: old -> new`; unknown values differ from nothing."""
+    return [
+        f"{key}: {recorded[key]!r} -> {device[key]!r}"
+        for key in ("model_commit", "dtype")
+        if recorded.get(key) and device.get(key) and recorded[key] != device[key]
+    ]
 
 
 def _check_split(folders: list[Path], split: str, num_images: int, settings: GenerationSettings) -> None:
@@ -176,11 +182,13 @@ def _check_split(folders: list[Path], split: str, num_images: int, settings: Gen
             clip_name(number, num_images * per_image)
             for number in range(images.start * per_image, images.stop * per_image)
         ]
-        found = [row["video_path"] for row in index_rows(index_path)]
+        found = [row["video_path"] for row in iterate_index_rows(index_path)]
         if found != expected:
             missing, foreign = sorted(set(expected) - set(found)), sorted(set(found) - set(expected))
             what = f"has {foreign[0]}, another shard's" if foreign else "is unordered"
             what = f"lacks {missing[0]}" if missing else what
+            twice = next((name for name, count in Counter(found).items() if count > 1), None)
+            what = f"has {twice} twice" if twice else what
             raise InputError(f"{index_path}: {what}; remove this index and run shard {part}/{len(folders)} again")
     _require_different_sources(folders, split)
 
@@ -189,7 +197,7 @@ def _require_different_sources(folders: list[Path], split: str) -> None:
     """Refuse two clips of one image with one number: the shards have not seen the same list of images."""
     names: dict[tuple[str, int], str] = {}
     for folder in folders:
-        for row in index_rows(folder / f"{split}.csv"):
+        for row in iterate_index_rows(folder / f"{split}.csv"):
             name = names.setdefault((row["source_path"], row["clip_number"]), row["video_path"])
             if name != row["video_path"]:
                 raise InputError(
@@ -199,24 +207,40 @@ def _require_different_sources(folders: list[Path], split: str) -> None:
 
 
 def _refuse_newer_index(folders: list[Path], split: str, output_dir: Path) -> None:
-    """The common index may have been mended since the last merge; the shards' older rows must not replace its own."""
+    """Clips may have been mended without shards since the last merge; the shards' older rows must not replace those."""
     path = output_dir / f"{split}.csv"
-    if path.exists() and path.read_text(encoding="utf-8") != "".join(_index_text(folders, split)):
-        raise InputError(
-            f"{path}: differs from what the shards say, as clips were made again since the last merge; keep it as it "
-            "is, or remove it to take the shards' word"
-        )
+    for common, ours in zip_longest(iterate_index_rows(path), _all_rows(folders, split)):
+        if common is None:  # there is no common index yet
+            return
+        if ours is None or _progress_of(common) > _progress_of(ours):
+            raise InputError(
+                f"{path}: {common['video_path']} was made again without shards since the last merge; keep this index, "
+                "or remove it to take the shards' word"
+            )
+
+
+def _progress_of(row: dict[str, Any]) -> tuple[bool, int]:
+    """What a retry makes larger."""
+    return row["status"] == STATUS_OK, row["attempt"] or 0
+
+
+def _all_rows(folders: list[Path], split: str) -> Iterator[dict[str, Any]]:
+    for folder in folders:
+        yield from iterate_index_rows(folder / f"{split}.csv")
 
 
 def _write_index(folders: list[Path], split: str, output_dir: Path) -> Path:
     """One shard's rows after the other's: their order is that of the clips."""
     path = output_dir / f"{split}.csv"
     with atomic_path(path) as partial, partial.open("w", encoding="utf-8", newline="") as file:
-        file.writelines(_index_text(folders, split))
+        file.write(format_table([], CLIP_INDEX))
+        for row in _all_rows(folders, split):
+            file.write(format_table([row], CLIP_INDEX, header=False))
     return path
 
 
-def _index_text(folders: list[Path], split: str) -> Iterator[str]:
-    yield format_table([], CLIP_INDEX)
-    for folder in folders:
-        yield format_table(index_rows(folder / f"{split}.csv"), CLIP_INDEX, header=False)
+def _write_sessions(folders: list[Path], output_dir: Path) -> None:
+    """The shards' sessions in the common record, in place of what an earlier merge put there."""
+    own = [session for session in read_sessions(output_dir) if "shard" not in session]
+    theirs = [session | {"shard": folder.name} for folder in folders for session in read_sessions(folder)]
+    write_sessions(output_dir, [*own, *theirs])

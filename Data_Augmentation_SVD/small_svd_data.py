@@ -32,6 +32,10 @@ def measure_motion_px(before: np.ndarray, after: np.ndarray) -> float:
     best: A d = -b, A the sum of grad grad^T and b that of grad I_t. The result is the mean of |d|, weighted with what
     there is to see in each window (trace A). Right for motion up to about the size of the structures.
 
+    Not `clip_metrics.compute_flow_px`, which finds any motion of full-size frames, whatever their contrast: digits of
+    64 pixels that move by 0.25 to 3 pixels are measured within 6 % here and 3 to 10 % too slow there, in 0.3 ms a pair
+    instead of 7; at 224 pixels a shift of 6 is read as 7.2 here. The embedded checkpoint was told these figures.
+
     Args:
         before, after: uint8 (H, W, 3).
     """

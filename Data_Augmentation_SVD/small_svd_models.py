@@ -1,7 +1,8 @@
-"""A very small Stable Video Diffusion: the published model's own classes, a few hundred times narrower.
+"""A very small Stable Video Diffusion: the published model's own classes, 10 to 20 times narrower and shallower.
 
 Every part is the diffusers or transformers class that the published checkpoint names, with the published scheduler;
-only widths and depths differ, so that whatever loads or runs the one loads and runs the other.
+only widths and depths differ, so that whatever loads or runs the one loads and runs the other. At the widths of the
+embedded checkpoint the U-Net has 1.31 M parameters, about 1,160 times fewer than the published 1.52 G.
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ import torch
 from diffusers import StableVideoDiffusionPipeline
 from PIL import Image
 
+from Data_Augmentation_SVD.clip_metrics import compute_psnr_db
 from Data_Augmentation_SVD.small_svd_data import measure_motion_px
 from utils.files import write_bytes
 from utils.images import encode_png
@@ -43,12 +44,6 @@ def generate_clips(
     return np.round(np.asarray(clips) * 255).astype(np.uint8)
 
 
-def psnr_db(image: np.ndarray, source: np.ndarray) -> float:
-    """Peak signal-to-noise ratio of uint8 pictures in dB; infinite where they are equal."""
-    error = np.square(image.astype(np.float64) - source).mean()
-    return float(10 * np.log10(255**2 / error)) if error else float("inf")
-
-
 def measure_clip_motion_px(clip: np.ndarray) -> float:
     """Mean motion of a clip uint8 (T, H, W, 3) in pixels a frame."""
     return float(np.mean([measure_motion_px(a, b) for a, b in pairwise(clip)]))
@@ -66,9 +61,9 @@ def measure_and_draw(
     columns = [np.stack(sources)[:, None]]
     for bucket in _BUCKETS:
         made = generate_clips(pipeline, sources, num_frames=num_frames, seed=seed, motion_bucket_id=bucket)
-        psnr = np.mean([psnr_db(clip[0], source) for clip, source in zip(made, sources, strict=True)])
+        psnr_db = np.mean([compute_psnr_db(clip[0], source) for clip, source in zip(made, sources, strict=True)])
         motion_px = np.mean([measure_clip_motion_px(clip) for clip in made])
-        log.info("motion bucket %d: frame 0 at %.1f dB of its image, %.2f px a frame", bucket, psnr, motion_px)
+        log.info("motion bucket %d: frame 0 at %.1f dB of its image, %.2f px a frame", bucket, psnr_db, motion_px)
         columns.append(made)
     frames = np.concatenate(columns, axis=1)  # (N, 1 + 3 T, H, W, 3)
     sheet = np.concatenate(np.concatenate(frames.transpose(1, 0, 2, 3, 4), axis=2), axis=0)  # (N H, (1 + 3 T) W, 3)

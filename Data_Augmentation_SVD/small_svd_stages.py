@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -122,17 +123,29 @@ def unet_stage(networks: Networks, settings: SmallSvdSettings) -> Stage:
 def encode_clips(networks: Networks, clips: SurveyedClips, recipe: Recipe) -> list[torch.Tensor]:
     """Every clip's latents, scaled to unit variance: the data of the diffusion. One (T, C, h, w) a clip, on the CPU.
 
-    The VAE's config learns what they were scaled with.
+    The VAE's config learns what they were scaled with. All are kept in memory, once: 1/12 of the clips' own bytes with 4
+    latent channels, 22 MB for the 2,400 clips of 9 frames of 64 x 64.
     """
     latents = []
     for position in progress(range(len(clips.paths)), len(clips.paths), "encoding clips", every=500):
         images = torch.from_numpy(clips.read(position)).permute(0, 3, 1, 2)  # (T, H, W, 3) -> (T, 3, H, W)
         with recipe.autocast():
-            latents.append(encode_images(networks.vae, scale_pixels(images.to(recipe.device))).cpu())
-    deviation = torch.cat([part.flatten() for part in latents]).std().item()
+            encoded = encode_images(networks.vae, scale_pixels(images.to(recipe.device)))
+        latents.append(encoded.cpu().clone())  # may be a view of as many numbers again, the logarithms of variances
+    deviation = _standard_deviation(latents)
     networks.vae.register_to_config(scaling_factor=1 / deviation)
     log.info("the latents' standard deviation is %.3f; scaling_factor %.5f", deviation, 1 / deviation)
-    return [part / deviation for part in latents]
+    for part in latents:
+        part.div_(deviation)  # in place: a second copy would double the memory
+    return latents
+
+
+def _standard_deviation(parts: list[torch.Tensor]) -> float:
+    """Of all numbers in all parts, in two passes, so that no copy of all is made."""
+    count = sum(part.numel() for part in parts)
+    mean = sum(part.sum(dtype=torch.float64).item() for part in parts) / count
+    squares = sum((part.double() - mean).square().sum().item() for part in parts)
+    return math.sqrt(squares / (count - 1))
 
 
 def build_batches(

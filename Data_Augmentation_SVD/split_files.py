@@ -13,6 +13,7 @@ from typing import Any
 
 from utils.artifacts import CLIP_INDEX, format_table, read_table
 from utils.errors import InputError
+from utils.files import sha256_file
 
 MAX_FILES_PER_FOLDER = 10_000
 
@@ -42,11 +43,40 @@ def journal_name(split: str) -> str:
     return f"{split}.journal.csv"
 
 
-def index_rows(index_path: Path) -> list[dict[str, Any]]:
+def read_index_rows(index_path: Path) -> list[dict[str, Any]]:
     """The rows of a clip index; none where there is no index, or an empty one (a shard may be empty)."""
-    if not index_path.exists() or index_path.read_bytes().count(b"\n") <= 1:
+    if next(iterate_index_rows(index_path), None) is None:
         return []
     return read_table(index_path, CLIP_INDEX).to_dict("records")
+
+
+def iterate_index_rows(index_path: Path) -> Iterator[dict[str, Any]]:
+    """As `read_index_rows`, one by one, for an index that this stage wrote: a million rows take no memory.
+
+    Raises:
+        InputError: naming file and line of a row that was damaged since.
+    """
+    if not index_path.exists():
+        return
+    with index_path.open(encoding="utf-8", newline="") as file:
+        reader = csv.reader(file)
+        if next(reader, CLIP_INDEX.column_names) != CLIP_INDEX.column_names:
+            raise InputError(f"{index_path} line 1: not the columns of this stage's clip index; make it again")
+        for cells in reader:
+            yield _parse_row(cells, f"{index_path} line {reader.line_num}")
+
+
+def _parse_row(cells: list[str], where: str) -> dict[str, Any]:
+    if len(cells) != len(CLIP_INDEX.columns):
+        raise InputError(f"{where}: has {len(cells)} cells, expected {len(CLIP_INDEX.columns)}; make the index again")
+    pairs = zip(CLIP_INDEX.columns, cells, strict=True)
+    return {column.name: column.parse(cell, where) for column, cell in pairs}
+
+
+def is_unchanged(clips_dir: Path, row: dict[str, Any]) -> bool:
+    """Whether a row's clip is on disk and the bytes it was."""
+    clip = clips_dir / row["video_path"]
+    return clip.is_file() and sha256_file(clip) == row["sha256"]
 
 
 class Journal:
@@ -67,9 +97,7 @@ class Journal:
                 file.truncate(len(whole))
         for cells in csv.reader(io.StringIO(whole.decode("utf-8", "replace"), newline="")):
             with contextlib.suppress(InputError):  # a row that was damaged since is a clip to make again
-                if len(cells) == len(CLIP_INDEX.columns):
-                    pairs = zip(CLIP_INDEX.columns, cells, strict=True)
-                    yield {column.name: column.parse(cell, str(self.path)) for column, cell in pairs}
+                yield _parse_row(cells, str(self.path))
 
     def __enter__(self) -> Journal:
         return self

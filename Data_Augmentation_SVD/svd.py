@@ -27,6 +27,7 @@ from utils.devices import choose_device, describe_device
 from utils.errors import InputError
 from utils.three_frame_conv import use_three_frame_convs
 
+_PIXELS_ENCODED_AT_ONCE = 16 * 256 * 256  # the encoder may run beside the U-Net, in float32: a small share of memory
 _SMALL_PARAMETERS = 100_000_000  # of a U-Net; the published one has 1.5 billion
 
 
@@ -95,6 +96,8 @@ class SvdGenerator:
         self._micro_conditions = (fps, motion_bucket_id, noise_aug_strength)
         self._decode_chunk_size = decode_chunk_size
         self._device = choose_device(device, one_each=True)
+        if self._device.type == "cuda":
+            torch.cuda.set_device(self._device)  # caches, memory figures and graph capture go by the current device
         # Between phases the parts wait on the CPU only where the device cannot hold them all.
         self._offloads = offload == "phases" and self._device.type != "cpu"
         # Encoding runs ahead in another thread, on a stream of its own, where there is one.
@@ -122,6 +125,8 @@ class SvdGenerator:
         batches = [(fitted[start : start + size], seeds[start : start + size]) for start in range(0, len(fitted), size)]
         if not self._encodes_ahead:
             return batches
+        # What is made on this stream is read on the main one: safe, because it is made when this returns, and because
+        # the frames have come to the CPU before a chunk is dropped and its memory can be used again.
         with self._memory_sentence(), torch.cuda.stream(self._stream):
             conditions = [self.encode(*batch) for batch in batches]
             self._stream.synchronize()
@@ -189,12 +194,20 @@ class SvdGenerator:
         embeddings = pipeline._encode_image(pictures, self._device, 1, False)
         pixels = pipeline.video_processor.preprocess(pictures, self._geometry.height, self._geometry.width)
         augmentation = torch.cat([torch.randn(1, *pixels.shape[1:], generator=g) for g in generators])
-        pixels = (pixels + self._micro_conditions[2] * augmentation).to(self._device, _encoder_dtype(pipeline.vae))
-        latents = pipeline.vae.encode(pixels).latent_dist.mode().to(embeddings.dtype)
+        latents = self._encode_pixels(pixels + self._micro_conditions[2] * augmentation).to(embeddings.dtype)
         # 4 of the U-Net's 8 input channels are the image's, 4 are the noise's.
         shape = (1, self._num_frames, latents.shape[1], *latents.shape[2:])
         noise = torch.cat([torch.randn(shape, generator=g) for g in generators]).to(self._device)
         return Conditions(embeddings, latents, noise, num_real)
+
+    def _encode_pixels(self, pixels: Tensor) -> Tensor:
+        """float32 (B, 3, height, width), about -1..1 -> latents (B, 4, h, w), some images at once."""
+        vae, (height, width) = self._pipeline.vae, pixels.shape[2:]
+        group = min(len(pixels), max(1, _PIXELS_ENCODED_AT_ONCE // (height * width)))
+        missing = -len(pixels) % group  # filled up for the same reason as a short batch
+        filled = torch.cat([pixels, pixels[-1:].expand(missing, -1, -1, -1)]) if missing else pixels
+        filled = filled.to(self._device, _encoder_dtype(vae))
+        return torch.cat([vae.encode(part).latent_dist.mode() for part in filled.split(group)])[: len(pixels)]
 
     @torch.no_grad()
     def denoise(self, conditions: Conditions) -> Tensor:
@@ -289,7 +302,9 @@ class SvdGenerator:
     def _memory_sentence(self) -> Iterator[None]:
         try:
             yield
-        except torch.OutOfMemoryError:
+        except RuntimeError as error:
+            if not _is_out_of_memory(error):
+                raise
             raise InputError(
                 f"the GPU's memory is too small for SVD at {self._geometry.height} x {self._geometry.width} with "
                 f"batch_size={self._batch_size}; set a smaller batch_size, svd.offload: phases, a smaller "
@@ -306,6 +321,12 @@ def _one_thread_each() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def _is_out_of_memory(error: RuntimeError) -> bool:
+    """PyTorch has its own type for its allocator; the libraries below it and other devices only say so in words."""
+    words = ("out of memory", "ALLOC_FAILED", "not enough memory")
+    return isinstance(error, torch.OutOfMemoryError) or any(word in str(error) for word in words)
 
 
 def _num_parameters(module) -> int:

@@ -19,14 +19,14 @@ def choose_device(name: str, *, one_each: bool = False) -> torch.device:
     Raises:
         InputError: this machine lacks the device, or several processes were launched.
     """
-    is_one_of_several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    is_one_of_several = int(os.environ.get("WORLD_SIZE") or 1) > 1
     if is_one_of_several and not one_each:
         raise InputError(f"{os.environ['WORLD_SIZE']} processes were launched; this stage runs in one, use python -m")
     available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if name == "auto":
         name = next(kind for kind in ("cuda", "mps", "cpu") if available[kind])
     if is_one_of_several and name == "cuda":
-        name = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
+        name = f"cuda:{os.environ.get('LOCAL_RANK') or 0}"
     device = torch.device(name)
     if not available[device.type] or (device.index or 0) >= max(1, torch.cuda.device_count()):
         raise InputError(f"device: {name!r} is not available on this machine; set device: auto")

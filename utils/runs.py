@@ -197,9 +197,15 @@ def describe_environment(fingerprints: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _git_commit() -> str | None:
+    """The commit, `-dirty` where a tracked file differs: any but the page in the clips' folder, which a run writes."""
+    git = ["git", "-C", str(PROJECT_ROOT)]
+    changes = ["status", "--porcelain", "--untracked-files=no", "--", ".", ":(exclude)svd_videos/README.md"]
     try:
-        command = ["git", "-C", str(PROJECT_ROOT), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-        return subprocess.run(command, capture_output=True, text=True, timeout=5, check=True).stdout.strip()
+        commit, changed = (
+            subprocess.run([*git, *command], capture_output=True, text=True, timeout=5, check=True).stdout.strip()
+            for command in (["rev-parse", "HEAD"], changes)
+        )
+        return commit + ("-dirty" if changed else "")
     except (OSError, subprocess.SubprocessError):
         return None  # an unpacked archive has no commit; the versions still stand
 
@@ -256,11 +262,18 @@ def find_changes(config_path: Path, settings: Settings, free_keys: Set[str] = fr
 
 
 def recorded_inputs(environment_path: Path) -> dict[str, str] | None:
-    """The input hashes that a run has recorded; None where its record was removed or edited by hand."""
+    """The input hashes of an `environment.json`; None where it was removed or edited: nothing to compare with."""
+    inputs = read_environment(environment_path).get("inputs")
+    return inputs if isinstance(inputs, dict) else None
+
+
+def read_environment(environment_path: Path) -> dict[str, Any]:
+    """What an `environment.json` says; {} where there is none, or what was edited is no JSON."""
     try:
-        return dict(json.loads(environment_path.read_text(encoding="utf-8"))["inputs"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+        environment = json.loads(environment_path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return environment if isinstance(environment, dict) else {}
 
 
 def flatten(value: Any, prefix: str = "") -> dict[str, Any]:

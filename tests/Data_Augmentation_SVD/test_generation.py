@@ -280,14 +280,69 @@ def test_an_unexpected_error_of_a_generator_is_laid_at_the_door_of_its_image(ima
     assert good.items() < {row["source_sha256"]: row["sha256"] for row in rows_of(whole)}.items()
 
 
-def test_a_generator_that_always_breaks_ends_the_stage_with_its_reason(image_set, tmp_path, monkeypatch):
+def test_a_generator_that_always_breaks_is_a_bug_and_gives_up_no_data_set(image_set, tmp_path, monkeypatch):
     def generate(self, prepared, should_stop):
         raise ZeroDivisionError("always")
         yield
 
     monkeypatch.setattr(StaticGenerator, "generate", generate)
-    with pytest.raises(InputError, match="ZeroDivisionError: always"):
-        run_generation(settings_for(image_set, tmp_path, generator="static"))
+    with pytest.raises(ZeroDivisionError):
+        run_generation(settings_for(image_set, tmp_path, generator="static", max_failed_fraction=1.0))
+    assert not (tmp_path / "train.csv").exists()
+
+
+@pytest.mark.parametrize(
+    "error",
+    [RuntimeError("CUDA error: unspecified launch failure"), OSError(5, "Input/output error"), MemoryError()],
+    ids=["device", "file system", "memory"],
+)
+def test_no_image_is_given_up_for_an_error_of_the_machine(image_set, whole, tmp_path, monkeypatch, error):
+    generate, calls = CameraMotionGenerator.generate, iter(range(1000))
+
+    def generate_until_the_device_is_gone(self, prepared, should_stop):
+        for draft in generate(self, prepared, should_stop):
+            if next(calls) >= 2:
+                raise error
+            yield draft
+
+    with monkeypatch.context() as patch:
+        patch.setattr(CameraMotionGenerator, "generate", generate_until_the_device_is_gone)
+        with pytest.raises(type(error)):
+            run_generation(settings_for(image_set, tmp_path, max_failed_fraction=1.0))
+    assert not (tmp_path / "train.csv").exists()
+    run_generation(settings_for(image_set, tmp_path))
+    assert content_of(tmp_path) == content_of(whole)
+
+
+def test_a_generator_that_returns_too_few_drafts_loses_no_clip(image_set, whole, tmp_path, monkeypatch):
+    generate = CameraMotionGenerator.generate
+    monkeypatch.setattr(
+        CameraMotionGenerator,
+        "generate",
+        lambda self, prepared, should_stop: iter([*generate(self, prepared, should_stop)][: max(1, len(prepared) - 2)]),
+    )
+    run_generation(settings_for(image_set, tmp_path))
+    assert content_of(tmp_path) == content_of(whole)
+
+
+@pytest.mark.parametrize("damage", [lambda clip: clip.write_bytes(clip.read_bytes()[:-1]), Path.unlink])
+def test_a_clip_damaged_in_a_finished_set_is_made_again(image_set, whole, tmp_path, damage):
+    run_generation(settings_for(image_set, tmp_path))
+    damage(tmp_path / "train/00003.mp4")
+    run_generation(settings_for(image_set, tmp_path))
+    assert content_of(tmp_path) == content_of(whole)
+
+
+def test_a_resumed_run_with_other_weights_or_type_is_refused(image_set, tmp_path, monkeypatch):
+    facts = {"model_commit": "abc", "dtype": "float16", "name": "one"}
+    monkeypatch.setattr(CameraMotionGenerator, "describe", lambda self: dict(facts))
+    run_generation(settings_for(image_set, tmp_path, splits=["val"]))
+    facts["name"] = "another device"
+    run_generation(settings_for(image_set, tmp_path, splits=["val", "train"]))
+    (tmp_path / "train/00003.mp4").unlink()
+    facts["model_commit"] = "def"
+    with pytest.raises(InputError, match=r"begun with other weights .model_commit: 'abc' -> 'def'."):
+        run_generation(settings_for(image_set, tmp_path))
 
 
 def test_a_generator_that_cannot_be_built_ends_the_stage_at_once(image_set, tmp_path, monkeypatch):

@@ -34,7 +34,7 @@ from Data_Augmentation_SVD.generation_stats import read_sessions
 from Data_Augmentation_SVD.generators import CLIP_GENERATORS, ClipError
 from Data_Augmentation_SVD.settings import MergeSettings
 from Data_Augmentation_SVD.shards import merge_shards, parse_shard
-from Data_Augmentation_SVD.split_files import Journal, index_rows
+from Data_Augmentation_SVD.split_files import Journal, read_index_rows
 from utils.artifacts import CLIP_INDEX, IMAGE_INDEX, read_table, write_table
 from utils.config import build_settings, dump_yaml, read_yaml
 from utils.errors import InputError
@@ -136,7 +136,7 @@ def test_each_shard_reads_only_its_images(image_set, tmp_path):
         for name in names[:4]:
             (data_root / name).unlink()
     run_shards(data_root, tmp_path / "out", 3, parts=[3])
-    assert [row["video_path"] for row in index_rows(tmp_path / "out/shards/3-of-3/train.csv")] == [
+    assert [row["video_path"] for row in read_index_rows(tmp_path / "out/shards/3-of-3/train.csv")] == [
         "00004.mp4",
         "00005.mp4",
     ]
@@ -202,10 +202,26 @@ def test_a_merge_does_not_undo_what_was_mended_after_the_last_one(image_set, tmp
     assert rows_of(out)[0]["status"] == "quarantined"
     run_generation(settings_for(image_set, out, retry_failed=True, **keys))
     mended = content_of(out, without="shards")
-    with pytest.raises(InputError, match=r"train.csv: differs from what the shards say"):
+    with pytest.raises(InputError, match=r"train.csv: 00000.mp4 was made again without shards"):
         merge(out)
     assert content_of(out, without="shards") == mended
     assert rows_of(out)[0]["status"] == "ok"
+
+
+def test_a_merge_takes_what_the_shards_have_mended_since_the_last_one(image_set, whole, tmp_path, monkeypatch):
+    bad = rows_of(whole)[0]["seed"]
+    out, keys = tmp_path / "out", {"splits": ["train"], "max_failed_fraction": 0.5}
+    with monkeypatch.context() as patch:
+        plant_faults(patch, {bad: np.zeros_like})
+        run_shards(image_set, out, 2, **keys)
+        merge(out)
+    run_shards(image_set, out, 2, retry_failed=True, **keys)
+    merge(out)
+    rows = rows_of(out)
+    assert [row["status"] for row in rows] == ["ok"] * NUM_CLIPS
+    assert [row["attempt"] for row in rows] == [1] + [0] * (NUM_CLIPS - 1)
+    assert len(read_clip_index(out / "train.csv", out / "train")) == NUM_CLIPS
+    assert [session["clips"] for session in read_sessions(out)] == [3, 1, 3]  # the second shard had nothing to mend
 
 
 def test_a_killed_merge_is_done_again(image_set, whole, shards):
@@ -307,7 +323,7 @@ UNFIT_SHARDS = {
     ),
     "row removed": (edit_index(lambda lines: lines[:-1]), "2-of-3/train.csv: lacks 00003.mp4; remove this index"),
     "all rows removed": (edit_index(lambda lines: lines[:1]), "2-of-3/train.csv: lacks 00002.mp4"),
-    "row twice": (edit_index(lambda lines: [*lines, lines[1]]), "2-of-3/train.csv line 4: '00002.mp4' stands already"),
+    "row twice": (edit_index(lambda lines: [*lines, lines[1]]), "2-of-3/train.csv: has 00002.mp4 twice"),
     "another shard's row": (add_foreign_row, "2-of-3/train.csv: has 00004.mp4, another shard's"),
     "rows in another order": (edit_index(lambda lines: [lines[0], lines[2], lines[1]]), "train.csv: is unordered"),
     "another n": (
