@@ -29,6 +29,7 @@ from Data_Augmentation_SVD.adoption_tables import (
     build_match_rows,
     count_pairings,
 )
+from Data_Augmentation_SVD.clip_checks import one_line
 from Data_Augmentation_SVD.settings import AdoptionSettings
 from Data_Augmentation_SVD.source_matching import (
     DETAIL_PX,
@@ -143,7 +144,7 @@ def decode_clips(clips: PublishedClips, max_failed_fraction: float) -> DecodedCl
             details[position] = compute_frame_detail(frames[0])
             fact |= {"status": STATUS_OK, "reason": ""}
         except InputError as error:
-            reason = " ".join(str(error).replace(str(path), path.name).split())
+            reason = one_line(str(error).replace(str(path), path.name))
             fact |= {"status": STATUS_FAILED, "reason": reason}
         facts.append(fact)
     failed = [fact["reason"] for fact in facts if fact["status"] == STATUS_FAILED]
@@ -206,16 +207,24 @@ def pair_val(
         label = clips.labels[own[0]]
         candidates = np.concatenate([details["val"][own_images], details["train"][distractors == label]])
         similarities = compute_similarities(decoded.details[own], candidates)
-        blind = match_one_to_one(similarities[:, : len(own)], *limits)
+        among_own = similarities[:, : len(own)]
+        blind = match_one_to_one(among_own, *limits)
         _require_no_contradiction(clips, images["val"], own, blind)
         _count_right_and_wrong(check["blind"], blind)
         _count_right_and_wrong(check["with_train_images"], match_one_to_one(similarities, *limits))
-        for place, clip in enumerate(own):
-            match = _in_split(judge_candidate(similarities[place, : len(own)], place, *limits), own_images)
-            found = Pairing(clip, BY_SIMILARITY if match.is_match else BY_ORDER, match, match.reason)
-            pairings[clip] = _unless_damaged(found, decoded.facts[clip])
+        for clip, pairing in zip(own, _pair_by_place(own_images, among_own, limits), strict=True):
+            pairings[clip] = _unless_damaged(pairing, decoded.facts[clip])
     _require_likeness(clips, images["val"], pairings)
     return [pairings[clip] for clip in range(len(clips))], check
+
+
+def _pair_by_place(positions: list[int], similarities: np.ndarray, limits: tuple[float, float]) -> list[Pairing]:
+    """Each clip of a class with the image that has its place; similarity says whether that is confirmed."""
+    pairings = []
+    for place, (position, row) in enumerate(zip(positions, similarities, strict=True)):
+        match = _in_split(judge_candidate(row, place, *limits), positions)
+        pairings.append(Pairing(position, BY_SIMILARITY if match.is_match else BY_ORDER, match, match.reason))
+    return pairings
 
 
 def _by_class(clips: PublishedClips, images: ItemIndex) -> list[tuple[list[int], list[int]]]:

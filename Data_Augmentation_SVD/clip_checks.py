@@ -114,5 +114,10 @@ def _find_collapsed(brightness: np.ndarray, view: np.ndarray, min_source_correla
     )
 
 
+def one_line(reason: object) -> str:
+    """A reason or an error as a cell of a table shows it, without line breaks."""
+    return " ".join(str(reason).split())
+
+
 def _by(shape: tuple[int, ...]) -> str:
     return " x ".join(map(str, shape)) or "a single number"

@@ -185,6 +185,7 @@ def _make_clips(job: SplitJob, todo: list[ClipTask], made: dict[str, dict[str, A
     def on_row(row: dict[str, Any]) -> None:
         made[row["video_path"]] = row
         limit.count(row)
+        stats.count_written()
 
     try:
         with journal, ClipWriter(maker, journal, on_row) as writer:

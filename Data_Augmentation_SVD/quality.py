@@ -14,6 +14,7 @@ from Data_Augmentation_SVD.contact_sheet import SheetRow, draw_contact_sheet, en
 from Data_Augmentation_SVD.quality_clips import (
     ListedClip,
     LoadedClip,
+    find_images_root,
     list_clips,
     load_clip,
     read_geometry,
@@ -22,15 +23,16 @@ from Data_Augmentation_SVD.quality_clips import (
 from Data_Augmentation_SVD.quality_tables import (
     CLIP_QUALITY,
     CLIP_SUMMARY,
+    FrameMeans,
     compute_clip_row,
     compute_frame_rows,
     compute_summary,
     worst_first,
 )
 from Data_Augmentation_SVD.settings import ClipQualitySettings
-from utils.artifacts import write_table
+from utils.artifacts import format_table, write_table
 from utils.errors import InputError
-from utils.files import write_bytes, write_text
+from utils.files import atomic_path, write_bytes, write_text
 from utils.images import encode_png
 from utils.indices import locate_clip_index
 from utils.runs import Run, open_run
@@ -56,39 +58,46 @@ def run_clip_quality(settings: ClipQualitySettings) -> Path:
     split_csv = settings.clips_csv or Path(f"{settings.split}.csv")
     index_path, clips_dir = locate_clip_index(settings.clips_root, split_csv, settings.split)
     geometry = read_geometry(settings)
+    clips = list_clips(index_path, settings.max_clips)
+    settings = settings.model_copy(update={"images_root": find_images_root(settings, clips)})
     run = _open_run(settings, index_path, geometry.model_dump_json())
     if run.is_done(SUMMARY_FILE):
         log.info("%s: all clips are measured; nothing to do", run.dir)
         return run.dir
-    clips = list_clips(index_path, settings.max_clips)
     require_sources(clips, settings.images_root, index_path)
     load = partial(load_clip, clips_dir=clips_dir, images_root=settings.images_root, geometry=geometry)
     run.begin()
-    frame_rows, clip_rows = measure_clips(clips, load, settings)
-    if not any(row["rank"] for row in clip_rows):
-        raise InputError(f"{index_path}: no clip can be measured; the first: {clip_rows[0]['reason']}")
-    write_table(frame_rows, run.dir / "clip_quality.csv", CLIP_QUALITY)
+    with atomic_path(run.dir / "clip_quality.csv") as frames_path:
+        clip_rows, frame_means = measure_clips(clips, load, settings, frames_path)
+        if not any(row["rank"] for row in clip_rows):
+            raise InputError(f"{index_path}: no clip can be measured; the first: {clip_rows[0]['reason']}")
     write_table(clip_rows, run.dir / "clip_summary.csv", CLIP_SUMMARY)
     write_pictures(run.dir, clips, clip_rows, load, settings)
-    summary = {"split": settings.split, "geometry": geometry.model_dump()} | compute_summary(frame_rows, clip_rows)
+    summary = {"split": settings.split, "geometry": geometry.model_dump()} | compute_summary(frame_means, clip_rows)
     write_text(run.dir / SUMMARY_FILE, json.dumps(summary, indent=2) + "\n")
     _log_summary(summary, run.dir)
     return run.dir
 
 
 def measure_clips(
-    clips: list[ListedClip], load: Callable[[ListedClip], LoadedClip], settings: ClipQualitySettings
-) -> tuple[Rows, Rows]:
-    """Rows of `clip_quality.csv` and of `clip_summary.csv`, in the order of the index."""
-    frame_rows: Rows = []
+    clips: list[ListedClip], load: Callable[[ListedClip], LoadedClip], settings: ClipQualitySettings, frames_path: Path
+) -> tuple[Rows, FrameMeans]:
+    """Write the rows of `clip_quality.csv` as they come; return those of `clip_summary.csv`, in the index's order.
+
+    Only the latter stay in memory, because the worst clips are known at the end: 2 kB a clip.
+    """
     clip_rows: Rows = []
-    for clip in progress(map(load, clips), len(clips), f"{settings.split} clips", every=_LOG_EVERY):
-        rows = compute_frame_rows(clip)
-        frame_rows += rows
-        clip_rows.append(compute_clip_row(clip, rows, settings.checks))
+    frame_means = FrameMeans()
+    with frames_path.open("w", encoding="utf-8", newline="") as file:
+        file.write(format_table([], CLIP_QUALITY))
+        for clip in progress(map(load, clips), len(clips), f"{settings.split} clips", every=_LOG_EVERY):
+            frame_rows = compute_frame_rows(clip)
+            file.write(format_table(frame_rows, CLIP_QUALITY, header=False))
+            frame_means.add(frame_rows)
+            clip_rows.append(compute_clip_row(clip, frame_rows, settings.checks))
     for rank, position in enumerate(worst_first(clip_rows), start=1):
         clip_rows[position]["rank"] = rank
-    return frame_rows, clip_rows
+    return clip_rows, frame_means
 
 
 def write_pictures(
@@ -114,11 +123,12 @@ def write_pictures(
 
 
 def _open_run(settings: ClipQualitySettings, index_path: Path, geometry: str) -> Run:
-    sources = "none" if settings.images_root is None else "given"
+    # Sources that are gone since make no result worse; new ones would add to it.
+    sources = {} if settings.images_root is None else {"sources": "given"}
     return open_run(
         settings,
         owned=OWNED_FILES,
-        inputs={"clip_index": index_path, "sources": sources, "geometry": geometry},
+        inputs={"clip_index": index_path, "geometry": geometry} | sources,
         free_keys=("clips_csv", "images_root", "geometry", "geometry.*"),  # the inputs say what matters of them
         redone_without=SUMMARY_FILE,
     )

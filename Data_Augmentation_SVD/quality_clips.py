@@ -5,10 +5,12 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from Data_Augmentation_SVD.clip_checks import one_line
 from Data_Augmentation_SVD.geometry import Geometry
 from Data_Augmentation_SVD.settings import ClipQualitySettings, GeometrySettings
 from utils.artifacts import CLIP_INDEX, STATUS_FAILED, STATUS_OK, read_table
@@ -20,6 +22,7 @@ from utils.images import decode_image
 from utils.indices import ItemIndex, classes_of
 
 log = logging.getLogger(__name__)
+_RECORD = "config.yaml"  # beside the clips
 
 
 @dataclass(frozen=True)
@@ -120,11 +123,31 @@ def read_geometry(settings: ClipQualitySettings) -> GeometrySettings:
     """The geometry that the clips were made with: as set, as recorded beside the clips, or the paper's."""
     if settings.geometry is not None:
         return settings.geometry
-    config = settings.clips_root / "config.yaml"
-    recorded = read_yaml(config).get("geometry") if config.is_file() else None
+    recorded = _read_record(settings.clips_root).get("geometry")
     if recorded is None:
         return GeometrySettings()
-    return build_settings(GeometrySettings, recorded, f"{config}: geometry")
+    return build_settings(GeometrySettings, recorded, f"{settings.clips_root / _RECORD}: geometry")
+
+
+def find_images_root(settings: ClipQualitySettings, clips: list[ListedClip]) -> Path | None:
+    """The folder that `source_path` is relative to: as set, or where the clips were made from, if they are there still.
+
+    Returns:
+        None where neither is known: then nothing can be compared with the sources.
+    """
+    recorded = _read_record(settings.clips_root).get("data_root")
+    if settings.images_root is not None or not isinstance(recorded, str):
+        return settings.images_root
+    if any(clip.source_path and (Path(recorded) / clip.source_path).is_file() for clip in clips):
+        return Path(recorded)
+    log.warning("the clips were made from %s, where their sources are no more: nothing is compared with them", recorded)
+    return None
+
+
+def _read_record(clips_root: Path) -> dict[str, Any]:
+    """The settings that the clips were made with; {} where they are not recorded."""
+    config = clips_root / _RECORD
+    return dict(read_yaml(config)) if config.is_file() else {}
 
 
 def load_clip(listed: ListedClip, clips_dir: Path, images_root: Path | None, geometry: GeometrySettings) -> LoadedClip:
@@ -134,13 +157,13 @@ def load_clip(listed: ListedClip, clips_dir: Path, images_root: Path | None, geo
     try:
         frames = _read_frames(listed, clips_dir)
     except InputError as error:
-        return LoadedClip(listed, None, None, STATUS_FAILED, _one_line(error))
+        return LoadedClip(listed, None, None, STATUS_FAILED, one_line(error))
     if images_root is None or not listed.source_path:
         return LoadedClip(listed, frames, None, STATUS_OK, "")
     try:
         view = _read_view(listed, images_root, geometry, frames.shape[1:3])
     except InputError as error:
-        return LoadedClip(listed, frames, None, STATUS_OK, f"no source: {_one_line(error)}")
+        return LoadedClip(listed, frames, None, STATUS_OK, f"no source: {one_line(error)}")
     return LoadedClip(listed, frames, view, STATUS_OK, "")
 
 
@@ -159,7 +182,3 @@ def _read_view(listed: ListedClip, images_root: Path, geometry: GeometrySettings
         raise InputError(f"{listed.source_path} is not the image that the clip was made of (sha256 differs)")
     image = np.asarray(decode_image(content)[0])
     return Geometry(**geometry.model_dump(), frame_size=size[0]).view(image)
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable
 from typing import Any
 
@@ -23,6 +23,7 @@ from Data_Augmentation_SVD.clip_metrics import (
 from Data_Augmentation_SVD.quality_clips import LoadedClip
 from Data_Augmentation_SVD.settings import CheckSettings
 from utils.artifacts import STATUS_FAILED, STATUS_OK, STATUS_QUARANTINED, Column, Table
+from utils.utils import MeanAggregator
 
 FRAME_METRICS = (
     "psnr_db",
@@ -45,6 +46,7 @@ CLIP_METRICS = (
     "difference_mean",
     "flow_px_mean",
 )
+MAX_PSNR_DB = 100.0  # in a table, for the infinite PSNR of equal images: a number keeps the means finite
 LOW_CORRELATION = 0.5  # of the first with the last frame: below it the picture was redrawn rather than moved
 _CLIP = (
     Column("video_path"),
@@ -82,7 +84,7 @@ def compute_frame_rows(clip: LoadedClip) -> list[dict[str, Any]]:
         return []
     differences, flows = compute_differences(frames), compute_flow_px(frames)
     metrics = {
-        "psnr_db": [_NOTHING if view is None else compute_psnr_db(frame, view) for frame in frames],
+        "psnr_db": [_NOTHING if view is None else min(MAX_PSNR_DB, compute_psnr_db(frame, view)) for frame in frames],
         "ssim": [_NOTHING if view is None else _ssim(frame, view) for frame in frames],
         "source_correlation": [_NOTHING if view is None else compute_correlation(frame, view) for frame in frames],
         "gradient_energy": compute_gradient_energy(frames),
@@ -144,13 +146,35 @@ def worst_first(clip_rows: list[dict[str, Any]]) -> list[int]:
     return sorted(measured, key=badness)
 
 
-def compute_summary(frame_rows: list[dict[str, Any]], clip_rows: list[dict[str, Any]]) -> dict[str, Any]:
+class FrameMeans:
+    """The mean of every metric for every frame over all clips; keeps sums instead of rows."""
+
+    def __init__(self) -> None:
+        self._num_clips: Counter[int] = Counter()
+        self._means: defaultdict[tuple[int, str], MeanAggregator] = defaultdict(MeanAggregator)
+
+    def add(self, frame_rows: list[dict[str, Any]]) -> None:
+        """Count one clip's rows; what is not known (NaN) is left out of the means."""
+        for row in frame_rows:
+            self._num_clips[row["frame"]] += 1
+            for name in FRAME_METRICS:
+                if not math.isnan(row[name]):
+                    self._means[row["frame"], name].update(row[name], 1)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One row a frame: its number, how many clips have it, and the means."""
+        return [
+            {"frame": frame, "num_clips": self._num_clips[frame]}
+            | {name: _rounded([self._means[frame, name].mean]) for name in FRAME_METRICS}
+            for frame in sorted(self._num_clips)
+        ]
+
+
+def compute_summary(frame_means: FrameMeans, clip_rows: list[dict[str, Any]]) -> dict[str, Any]:
     """What `summary.json` says: counts, shares, and the mean of every metric for every frame."""
     measured = [row for row in clip_rows if row["num_frames"]]
     moving = [row for row in measured if row["num_frames"] > 1]
     found = Counter(row["fault"].split(":")[0] for row in measured if row["fault"])
-    frames = sorted({row["frame"] for row in frame_rows})
-    by_frame = {frame: [row for row in frame_rows if row["frame"] == frame] for frame in frames}
     correlations = [row["first_last_correlation"] for row in moving]
     return {
         "num_clips": len(clip_rows),
@@ -163,11 +187,7 @@ def compute_summary(frame_rows: list[dict[str, Any]], clip_rows: list[dict[str, 
         "energy_last_above_first_fraction": _rounded(row["gradient_energy_ratio"] > 1 for row in moving),
         "low_first_last_correlation_fraction": _rounded(value < LOW_CORRELATION for value in correlations),
         "clip_means": {name: _rounded(row[name] for row in measured) for name in CLIP_METRICS},
-        "frame_means": [
-            {"frame": frame, "num_clips": len(rows)}
-            | {name: _rounded(row[name] for row in rows) for name in FRAME_METRICS}
-            for frame, rows in by_frame.items()
-        ],
+        "frame_means": frame_means.rows(),
     }
 
 

@@ -123,8 +123,8 @@ def unet_stage(networks: Networks, settings: SmallSvdSettings) -> Stage:
 def encode_clips(networks: Networks, clips: SurveyedClips, recipe: Recipe) -> list[torch.Tensor]:
     """Every clip's latents, scaled to unit variance: the data of the diffusion. One (T, C, h, w) a clip, on the CPU.
 
-    The VAE's config learns what they were scaled with. All are kept in memory, once: 1/12 of the clips' own bytes with 4
-    latent channels, 22 MB for the 2,400 clips of 9 frames of 64 x 64.
+    The VAE's config learns what they were scaled with. All are kept in memory, once: a twelfth of the decoded clips'
+    bytes with 4 latent channels, 22 MB for the 2,400 clips of 9 frames of 64 x 64.
     """
     latents = []
     for position in progress(range(len(clips.paths)), len(clips.paths), "encoding clips", every=500):
