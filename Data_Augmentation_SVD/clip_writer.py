@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from Data_Augmentation_SVD.clip_checks import find_fault
+from Data_Augmentation_SVD.clip_checks import find_fault, one_line
 from Data_Augmentation_SVD.clip_metrics import compute_psnr_db
 from Data_Augmentation_SVD.generators import ClipError, ClipGenerator, build_geometry, is_fatal
 from Data_Augmentation_SVD.settings import GenerationSettings
@@ -82,7 +82,7 @@ class ClipMaker:
     def fail(self, task: ClipTask, reason: str) -> dict[str, Any]:
         """The row of an image that cannot even be read."""
         self._remove_stale(task)
-        return self.row_of(task) | {"status": STATUS_FAILED, "reason": _one_line(reason)}
+        return self.row_of(task) | {"status": STATUS_FAILED, "reason": one_line(reason)}
 
     def row_of(self, task: ClipTask) -> dict[str, Any]:
         """What a row says of a clip before it is made."""
@@ -136,7 +136,7 @@ class ClipMaker:
     def _reject(self, task: ClipTask, row: dict[str, Any], frames: np.ndarray | None, reason: str) -> dict[str, Any]:
         """Keep a bad clip for inspection, where it can be a file at all, away from the good ones."""
         self._remove_stale(task)
-        row |= {"status": STATUS_QUARANTINED, "reason": _one_line(reason)}
+        row |= {"status": STATUS_QUARANTINED, "reason": one_line(reason)}
         pixels = None if frames is None else _as_pixels(frames)
         if pixels is None:
             return row
@@ -214,7 +214,3 @@ def _as_pixels(frames: np.ndarray) -> np.ndarray | None:
         frames = (np.nan_to_num(frames, nan=0.0, posinf=1.0, neginf=0.0).clip(0, 1) * 255).round().astype(np.uint8)
     even = frames[:, : frames.shape[1] // 2 * 2, : frames.shape[2] // 2 * 2]
     return even if even.size else None
-
-
-def _one_line(reason: str) -> str:
-    return " ".join(reason.split())  # so that a torn journal line is seen as such

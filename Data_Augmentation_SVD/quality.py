@@ -84,7 +84,7 @@ def measure_clips(
 ) -> tuple[Rows, FrameMeans]:
     """Write the rows of `clip_quality.csv` as they come; return those of `clip_summary.csv`, in the index's order.
 
-    Only the latter stay in memory, because the worst clips are known at the end: 2 kB a clip.
+    Only the latter stay in memory, because the worst clips are known at the end: 1 kB a clip.
     """
     clip_rows: Rows = []
     frame_means = FrameMeans()

@@ -239,7 +239,7 @@ class ClipQualitySettings(Settings):
         checks: what counts as a fault; the clips stay where they are.
         output_dir: where the tables, `summary.json`, the contact sheet and the previews are written.
         max_clips: look at so many clips, evenly chosen; null looks at all. Time and memory grow with it: some 60 ms and
-            3 kB a clip.
+            2 kB a clip.
         sheet_clips: clips on the contact sheet, worst first; 0 draws none.
         num_previews: animated GIFs of the worst clips.
     """

@@ -2,21 +2,29 @@
 
 python -m scripts.benchmark_generation --device cpu [model=published height=256 width=256 batch_size=8 ...]
 
-Both arms run in turn in one process; a second pass of the plain loop (A/A) shows what the machine's noise is worth.
-Outputs are compared first: figures of arms that disagree are not printed.
+The outputs are compared first: arms that disagree are not timed. Then both run in turn in one process; a second pass of
+the plain loop (A/A) shows what the machine's noise is worth. Peak memory is measured in a process for each arm alone.
+One call is one comparison; a sweep is several calls with one output_dir, whose rows end up in one CSV.
 """
 
 from __future__ import annotations
 
+import csv
+import fcntl
+import hashlib
+import io
 import json
+import os
 import re
+import shlex
 import statistics
+import subprocess
 import sys
-import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -24,323 +32,315 @@ from utils.config import NonNegativeFloat, PositiveInt, Settings, read_settings
 from utils.errors import InputError, run_script
 from utils.files import write_text
 
-_TOLERANCE = {"float32": 1e-4, "float16": 0.05, "bfloat16": 0.2}  # of frames in 0..1; random weights amplify rounding
+if TYPE_CHECKING:
+    from scripts.benchmark_arms import Arm
+
+CSV_NAME = "benchmark_generation.csv"
+COLUMNS = tuple(
+    """configuration arm baseline model weights device_name dtype height width num_frames num_inference_steps
+    min_guidance_scale max_guidance_scale decode_chunk_size batch_size compile offload num_images repetitions
+    clips_per_s seconds_per_clip speed_ratio unet_tflop_per_step unet_tflop_per_s matmul_tflop_per_s matmul_share
+    peak_gpu_allocated_mib peak_gpu_reserved_mib peak_rss_mib rss_before_mib idle_networks max_difference
+    mean_difference date torch diffusers cuda cudnn driver commit command seconds""".split()  # noqa: SIM905
+)
+# What neither changes the figures nor their meaning: the same configuration, measured again, replaces its rows.
+_NOT_IDENTITY = {"output_dir", "repetitions", "measure_memory", "park_idle", "profile", "skip_done", "device"}
 
 
 class GenerationBenchmarkSettings(Settings):
-    """What to time; the YAML says what each key does."""
+    """What to time.
 
-    model: str = "published"
+    Attributes:
+        model: a local folder or hub id, or `published`: the full-size architecture with random weights, made on the
+            device; good for time and equality, not for pictures.
+        device: `auto`, `cpu`, `cuda`, `cuda:1`. Every key may also be given as an option: `--device cpu`.
+        dtype: `auto` is float16 on a GPU, float32 on a CPU.
+        height, width: in pixels, of both arms (but see `baseline: paper`). Multiples of 64.
+        num_frames, num_inference_steps, min_guidance_scale, max_guidance_scale: as in generation; of both arms.
+        num_images: images that our arm turns into clips in one repetition; a last batch that is short costs a full one.
+        baseline_images: images that the plain loop takes in one repetition, at most `num_images`; null: all. Its rate
+            does not depend on their number: fewer make a slow baseline bearable.
+        batch_size: of our arm; the plain loop takes one image at a time.
+        decode_chunk_size: frames our arm decodes at once, of whole clips as far as they fit; null: `num_frames`, clip
+            by clip. The plain loop decodes clip by clip; below `num_frames`, outputs differ and are not compared.
+        compile: of our arm's U-Net: `none`, `default`, `max` (tuned, CUDA graphs).
+        offload: of our arm: `phases` keeps only the part that works on the GPU.
+        baseline: the plain loop with an `eager` U-Net, a `compiled` one (max-autotune), or the settings of the `paper`:
+            576 x 1024, guidance 1 to 3, decoded frame by frame, and on a GPU the pipeline's CPU offload.
+        repetitions: at least 5; each runs our arm once and the plain loop twice (A/A). Figures are medians.
+        measure_memory: run each arm in a process of its own first, and report its peak memory.
+        park_idle: the networks of the arm that does not run wait on the CPU; the move is not timed, nor is one image
+            after it. Compiled networks always stay, because a move would undo their graphs. null: only where the peaks
+            of both arms exceed nine tenths of the GPU's memory together, or were not measured.
+        profile: also write torch.profiler's table of the top kernels of each arm to `output_dir`.
+        skip_done: do nothing where the CSV has this configuration already, from this device and these versions.
+        output_dir: where `benchmark_generation.csv` is, or will be; rows of other configurations stay.
+    """
+
+    model: str = "Data_Augmentation_SVD/small_svd"
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
     dtype: Literal["auto", "float16", "bfloat16", "float32"] = "auto"
-    height: Annotated[int, Field(ge=64, multiple_of=64)] = 256
-    width: Annotated[int, Field(ge=64, multiple_of=64)] = 256
+    height: Annotated[int, Field(ge=64, multiple_of=64)] = 64
+    width: Annotated[int, Field(ge=64, multiple_of=64)] = 64
     num_frames: Annotated[int, Field(ge=2)] = 3
     num_inference_steps: PositiveInt = 12
     min_guidance_scale: NonNegativeFloat = 1.0
     max_guidance_scale: NonNegativeFloat = 3.0
-    num_images: PositiveInt = 16
+    num_images: PositiveInt = 32
+    baseline_images: PositiveInt | None = None
     batch_size: PositiveInt = 16
+    decode_chunk_size: PositiveInt | None = None
     compile: Literal["none", "default", "max"] = "none"
     offload: Literal["none", "phases"] = "none"
     baseline: Literal["eager", "compiled", "paper"] = "eager"
     repetitions: Annotated[int, Field(ge=5)] = 5
+    measure_memory: bool = True
+    park_idle: bool | None = None
+    profile: bool = False
+    skip_done: bool = False
     output_dir: Path = Path("benchmark_results")
 
 
-@dataclass
-class Arm:
-    """One way to turn the images into clips.
-
-    Attributes:
-        run: the images of one repetition -> float32 (num_images, T, 3, H, W), 0..1, on the CPU.
-        unet_tflops: executed by one call of its U-Net, for one image.
-    """
-
-    name: str
-    run: Callable[[], Any]
-    unet_tflops: float | None = None
-    peak_memory_mib: int | None = None
-
-
 def main() -> None:
-    """Read the settings, compare the outputs, time the arms, report."""
-    sys.argv[1:] = _as_overrides(sys.argv[1:])
-    settings = read_settings(
-        GenerationBenchmarkSettings, __doc__, Path(__file__).with_name("benchmark_generation.yaml")
-    )
-    arms = build_arms(settings)
-    difference = compare_outputs(arms, settings)
-    seconds = time_arms(arms, settings.repetitions)
-    rows = summarise(arms, seconds, settings)
-    write_results(rows, seconds, difference, settings)
+    """Measure memory, compare the outputs, time the arms, report."""
+    config = Path(__file__).with_name("benchmark_generation.yaml")
+    settings = read_settings(GenerationBenchmarkSettings, __doc__, config, as_overrides(sys.argv[1:]))
+    from scripts import benchmark_arms  # after the settings: a typo need not wait for torch
+
+    run = describe_run(settings)
+    if is_done(settings, run["configuration"]):
+        print(f"{settings.output_dir / CSV_NAME} has this configuration already ({run['configuration']}): skipped")
+        return
+    memory = benchmark_arms.measure_memory(settings)
+    run["matmul_tflop_per_s"] = benchmark_arms.measure_matmul_tflops(settings)
+    parks = benchmark_arms.must_park(settings, memory)
+    arms = benchmark_arms.build_arms(settings, parks)
+    difference = benchmark_arms.compare_outputs(arms, settings, parks)
+    seconds = benchmark_arms.time_arms(arms, settings, parks)
+    rows = summarise(arms, seconds, run)
+    add_findings(rows, memory, difference)
+    append_rows(settings.output_dir / CSV_NAME, rows)
+    print_table(rows, settings)
+    if settings.profile:
+        benchmark_arms.write_profiles(arms, settings, profile_paths(settings, run["configuration"]), parks)
 
 
-def _as_overrides(arguments: list[str]) -> list[str]:
-    """`--device cpu` and `--device=cpu` as `device=cpu`; the common options stay as they are."""
+def as_overrides(arguments: list[str]) -> list[str]:
+    """`--device cpu` and `--device=cpu` as `device=cpu`; the common options stay as they are.
+
+    An option that is no key becomes an override too: the settings say which key it may have meant.
+
+    Raises:
+        InputError: a key without its value.
+    """
     common = {"--config", "--print-config", "--help", "-h"}
     result: list[str] = []
     pending = list(arguments)
     while pending:
         argument = pending.pop(0)
-        match = re.fullmatch(r"--([a-z_-]+)(?:=(.*))?", argument)
-        if match is None or argument.partition("=")[0] in common:
+        name, separator, value = argument.partition("=")
+        if not argument.startswith("-") or name in common:
             result.append(argument)
             if argument == "--config" and pending:
                 result.append(pending.pop(0))
             continue
-        value = match[2] if match[2] is not None else (pending.pop(0) if pending else "")
-        result.append(f"{match[1].replace('-', '_')}={value}")
+        key = name.lstrip("-").replace("-", "_")
+        has_next = bool(pending) and not re.match(r"-[A-Za-z-]|\w+=", pending[0])
+        if not separator and not has_next and key in GenerationBenchmarkSettings.model_fields:
+            raise InputError(f"{name} needs a value: write {name} VALUE, or {key}=VALUE")
+        value = value if separator or not has_next else pending.pop(0)
+        result.append(f"{key}={value}")
     return result
 
 
-def build_arms(settings: GenerationBenchmarkSettings) -> list[Arm]:
-    """The plain loop, its repetition, and ours; each arm has a pipeline of its own with the same weights."""
-    images = _digit_images(settings)
-    seeds = [1000 + number for number in range(settings.num_images)]
-    plain = _build_plain(settings, images, seeds)
-    return [plain, Arm("plain again (A/A)", plain.run), _build_ours(settings, images, seeds)]
-
-
-def _digit_images(settings: GenerationBenchmarkSettings) -> list[Any]:
-    """scikit-learn's digits at the working size, uint8 (H, W, 3): what the embedded SVD was made for."""
-    import numpy as np
-    from PIL import Image
-    from sklearn.datasets import load_digits
-
-    digits = np.resize((load_digits().images / 16 * 255).astype(np.uint8), (settings.num_images, 8, 8))
-    size = settings.width, settings.height
-    return [np.asarray(Image.fromarray(digit).convert("RGB").resize(size, Image.BICUBIC)) for digit in digits]
-
-
-def _load(settings: GenerationBenchmarkSettings) -> Any:
-    """A pipeline on the CPU (or, the published architecture with random weights, on its device)."""
-    import torch
-
-    from utils.devices import choose_device
-
-    device = choose_device(settings.device)
-    dtype = _dtype_name(settings)
-    if settings.model == "published":
-        from Data_Augmentation_SVD.published_architecture import build_random_pipeline
-
-        return build_random_pipeline(device, getattr(torch, dtype))
-    from Data_Augmentation_SVD.svd_weights import load_pipeline
-
-    return load_pipeline(settings.model, settings.device, dtype)
-
-
-def _dtype_name(settings: GenerationBenchmarkSettings) -> str:
-    from utils.devices import choose_device
-
-    is_cpu = choose_device(settings.device).type == "cpu"
-    return settings.dtype if settings.dtype != "auto" else "float32" if is_cpu else "float16"
-
-
-def _build_plain(settings: GenerationBenchmarkSettings, images: list[Any], seeds: list[int]) -> Arm:
-    """One pipeline call an image, as the paper's script and diffusers' documentation have it."""
-    import torch
-    from PIL import Image
-
-    from utils.devices import choose_device
-
-    pipeline, device = _load(settings), choose_device(settings.device)
-    is_paper = settings.baseline == "paper"
-    height, width = (576, 1024) if is_paper else (settings.height, settings.width)
-    if is_paper and device.type == "cuda":
-        pipeline.to("cpu")
-        pipeline.enable_model_cpu_offload(device=device)
-    else:
-        pipeline.to(device)
-    tflops = count_unet_tflops(pipeline.unet.config, settings, height, width, ours=False)
-    if settings.baseline == "compiled":
-        pipeline.unet = torch.compile(pipeline.unet, mode="max-autotune", dynamic=False)
-    pictures = [Image.fromarray(image).resize((width, height)) for image in images]
-
-    def run() -> torch.Tensor:
-        clips = [
-            pipeline(
-                picture,
-                height=height,
-                width=width,
-                num_frames=settings.num_frames,
-                num_inference_steps=settings.num_inference_steps,
-                min_guidance_scale=settings.min_guidance_scale,
-                max_guidance_scale=settings.max_guidance_scale,
-                decode_chunk_size=1 if is_paper else settings.num_frames,
-                generator=torch.Generator("cpu").manual_seed(seed),
-                output_type="pt",
-            ).frames[0]
-            for picture, seed in zip(pictures, seeds, strict=True)
-        ]
-        return torch.stack([clip.float().cpu() for clip in clips])
-
-    return Arm(f"plain loop ({settings.baseline})", run, tflops)
-
-
-def _build_ours(settings: GenerationBenchmarkSettings, images: list[Any], seeds: list[int]) -> Arm:
-    """Batches through the three phases."""
-    import torch
-
-    from Data_Augmentation_SVD.geometry import Geometry
-    from Data_Augmentation_SVD.svd import SvdGenerator
-
-    pipeline = _load(settings)
-    generator = SvdGenerator(
-        pipeline,
-        device=settings.device,
-        geometry=Geometry(settings.height, settings.width, "stretch", "centre_crop", settings.height),
-        num_frames=settings.num_frames,
-        num_inference_steps=settings.num_inference_steps,
-        min_guidance_scale=settings.min_guidance_scale,
-        max_guidance_scale=settings.max_guidance_scale,
-        fps=7,
-        motion_bucket_id=127,
-        noise_aug_strength=0.02,
-        decode_chunk_size=settings.num_frames * settings.batch_size,
-        batch_size=settings.batch_size,
-        compile=settings.compile,
-        offload=settings.offload,
-    )
-
-    def run() -> torch.Tensor:
-        videos = list(generator.generate_videos(generator.prepare(images, seeds)))
-        return torch.stack([(video / 2 + 0.5).clamp(0, 1).cpu() for video in videos])
-
-    tflops = count_unet_tflops(pipeline.unet.config, settings, settings.height, settings.width, ours=True)
-    name = f"ours (batch {settings.batch_size}, compile {settings.compile}, offload {settings.offload})"
-    return Arm(name, run, tflops)
-
-
-def count_unet_tflops(config: Any, settings: GenerationBenchmarkSettings, height: int, width: int, ours: bool) -> float:
-    """TFLOPs that one denoising step executes for one image, counted by torch on a copy without memory.
-
-    Args:
-        config: of the U-Net.
-        ours: with our shortcuts.
-    """
-    import torch
-    from diffusers import UNetSpatioTemporalConditionModel
-    from torch.utils.flop_counter import FlopCounterMode
-
-    from Data_Augmentation_SVD.unet_shortcuts import use_exact_shortcuts
-
-    rows = 2 if settings.max_guidance_scale > 1 else 1  # with and without the image
-    with torch.device("meta"):
-        unet = UNetSpatioTemporalConditionModel.from_config(config).eval().to("meta")
-        latents = torch.empty(rows, settings.num_frames, config.in_channels, height // 8, width // 8)
-        context, added, timestep = (
-            torch.empty(rows, 1, config.cross_attention_dim),
-            torch.empty(rows, 3),
-            torch.empty(()),
-        )
-    if ours:
-        use_exact_shortcuts(unet, settings.num_frames)
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        unet(latents, timestep, context, added)
-    return counter.get_total_flops() / 1e12
-
-
-def compare_outputs(arms: list[Arm], settings: GenerationBenchmarkSettings) -> float | None:
-    """Run each arm once (which also warms it up) and compare: the largest difference of a value in 0..1.
-
-    Raises:
-        InputError: they disagree beyond what the type's rounding explains.
-    """
-    outputs = [arm.run() for arm in arms]
-    if settings.baseline == "paper":
-        return None  # other sizes: a figure for time, not for equality
-    difference = float((outputs[0] - outputs[-1]).abs().max())
-    limit = _TOLERANCE[_dtype_name(settings)]
-    if not difference <= limit:  # also NaN
-        raise InputError(
-            f"the arms' frames differ by {difference:.2g} of the range, more than {limit:g} for "
-            f"{_dtype_name(settings)}: not timed; compare in float32 to see whether it is rounding"
-        )
-    return difference
-
-
-def time_arms(arms: list[Arm], repetitions: int) -> dict[str, list[float]]:
-    """Seconds of each repetition of each arm, in turn, the device synchronised."""
-    import torch
-
-    def synchronise() -> None:
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-
-    seconds: dict[str, list[float]] = {arm.name: [] for arm in arms}
-    for _ in range(repetitions):
-        for arm in arms:
-            if torch.cuda.is_available():
-                torch.cuda.reset_peak_memory_stats()
-            synchronise()
-            started_s = time.perf_counter()
-            arm.run()
-            synchronise()
-            seconds[arm.name].append(time.perf_counter() - started_s)
-            if torch.cuda.is_available():
-                arm.peak_memory_mib = torch.cuda.max_memory_allocated() // 1024**2
-    return seconds
-
-
-def summarise(
-    arms: list[Arm], seconds: dict[str, list[float]], settings: GenerationBenchmarkSettings
-) -> list[dict[str, Any]]:
-    """A row an arm; the ratio is the median over repetitions of the plain loop's time by the arm's."""
-    plain = seconds[arms[0].name]
-    return [
-        {
-            "arm": arm.name,
-            "clips_per_s": settings.num_images / statistics.median(seconds[arm.name]),
-            "seconds_per_clip": statistics.median(seconds[arm.name]) / settings.num_images,
-            "speed_ratio": statistics.median(a / b for a, b in zip(plain, seconds[arm.name], strict=True)),
-            "unet_tflops_per_step": arm.unet_tflops,
-            "peak_gpu_memory_mib": arm.peak_memory_mib,
-        }
-        for arm in arms
-    ]
-
-
-def write_results(
-    rows: list[dict[str, Any]], seconds: dict[str, list[float]], difference: float | None, settings: Settings
-) -> None:
-    """Print the table and write it as CSV, with everything else as JSON."""
-    import torch
-
-    from utils.devices import choose_device, describe_device
+def describe_run(settings: GenerationBenchmarkSettings) -> dict[str, Any]:
+    """The columns that are known before anything runs."""
+    from scripts.benchmark_arms import dtype_name
+    from utils.devices import choose_device, device_name
     from utils.runs import describe_environment
 
-    folder = settings.output_dir
-    text = ",".join(rows[0]) + "\n"
-    for row in rows:
-        text += ",".join(_cell(value) for value in row.values()) + "\n"
-        print(
-            f"{row['arm']:55s} {row['clips_per_s']:9.3f} clips/s  {row['seconds_per_clip']:8.3f} s a clip  "
-            f"ratio {row['speed_ratio']:6.3f}  U-Net {row['unet_tflops_per_step'] or float('nan'):8.5f} TFLOP a step  "
-            f"{row['peak_gpu_memory_mib'] or '-'} MiB"
-        )
-    print(
-        "outputs not compared (other sizes)"
-        if difference is None
-        else f"largest difference of outputs {difference:.2g}"
-    )
-    record = {
-        "settings": settings.model_dump(mode="json"),
-        "environment": describe_environment({}) | {"device": describe_device(choose_device(settings.device))},
-        "torch": torch.__version__,
-        "largest_difference": difference,
-        "seconds": seconds,
-        "rows": rows,
+    if (settings.baseline_images or 0) > settings.num_images:
+        raise InputError(f"baseline_images: {settings.baseline_images} is more than num_images, {settings.num_images}")
+    device, environment = choose_device(settings.device), describe_environment({})
+    run = {
+        "model": settings.model,
+        "weights": "random" if settings.model == "published" else "loaded",
+        "device_name": device_name(device),
+        "dtype": dtype_name(settings),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": f"python -m scripts.benchmark_generation {shlex.join(sys.argv[1:])}".strip(),
+        "commit": environment["commit"],
+        **describe_versions(device, environment["versions"]),
     }
-    write_text(folder / "benchmark_generation.csv", text)
-    write_text(folder / "benchmark_generation.json", json.dumps(record, indent=2) + "\n")
-    print(f"written: {folder / 'benchmark_generation.csv'}")
+    keys = ("baseline", "num_frames", "num_inference_steps", "repetitions")
+    identity = settings.model_dump(mode="json", exclude=_NOT_IDENTITY)
+    identity |= {name: run[name] for name in ("device_name", "dtype", "torch", "diffusers", "cuda", "cudnn", "driver")}
+    identity["decode_chunk_size"] = settings.decode_chunk_size or settings.num_frames
+    identity["baseline_images"] = settings.baseline_images or settings.num_images
+    configuration = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]
+    return {"configuration": configuration} | {key: getattr(settings, key) for key in keys} | run
 
 
-def _cell(value: Any) -> str:
-    if value is None:
-        return ""
-    return f"{value:.6g}" if isinstance(value, float) else f'"{value}"' if "," in str(value) else str(value)
+def describe_versions(device: Any, versions: dict[str, str]) -> dict[str, str | None]:
+    """What the figures depend on; CUDA's, cuDNN's and the driver's only where a GPU computes."""
+    import torch
+
+    found: dict[str, str | None] = {"torch": str(torch.__version__), "diffusers": versions.get("diffusers")}
+    if device.type != "cuda":
+        return found | {"cuda": None, "cudnn": None, "driver": None}
+    query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        lines = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True).stdout.split()
+    except (OSError, subprocess.SubprocessError):
+        lines = []
+    driver = lines[0] if lines else None  # one driver for all GPUs
+    return found | {"cuda": torch.version.cuda, "cudnn": str(torch.backends.cudnn.version()), "driver": driver}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Figures
+
+
+def summarise(arms: list[Arm], seconds: dict[str, list[float]], run: dict[str, Any]) -> list[dict[str, Any]]:
+    """A row an arm; the ratio is the median over repetitions of the plain loop's time a clip by the arm's.
+
+    The U-Net's TFLOP/s are its executed FLOPs by the arm's whole time, encoding and decoding included: a lower bound.
+    """
+    per_clip = {arm.name: [value / arm.num_images for value in seconds[arm.name]] for arm in arms}
+    rows = []
+    for arm in arms:
+        tflop = arm.unet_tflop_per_step * run["num_inference_steps"] * arm.num_computed
+        achieved = tflop / statistics.median(seconds[arm.name])
+        ratios = [a / b for a, b in zip(per_clip[arms[0].name], per_clip[arm.name], strict=True)]
+        figures = {
+            "arm": arm.name,
+            "num_images": arm.num_images,
+            "clips_per_s": 1 / statistics.median(per_clip[arm.name]),
+            "seconds_per_clip": statistics.median(per_clip[arm.name]),
+            "speed_ratio": statistics.median(ratios),
+            "unet_tflop_per_step": arm.unet_tflop_per_step,
+            "unet_tflop_per_s": achieved,
+            "matmul_share": achieved / run["matmul_tflop_per_s"],
+            "seconds": " ".join(f"{value:.6g}" for value in seconds[arm.name]),
+        }
+        rows.append(run | arm.options | figures)
+    return rows
+
+
+def add_findings(
+    rows: list[dict[str, Any]],
+    memory: dict[str, dict[str, int | None]],
+    difference: tuple[float, float] | None,
+) -> None:
+    """Peak memory to the arms it was measured of, the difference of the outputs to ours."""
+    for row in rows:
+        row |= memory.get(row["arm"], {})
+    rows[-1] |= {"max_difference": difference[0], "mean_difference": difference[1]} if difference else {}
+
+
+def print_table(rows: list[dict[str, Any]], settings: GenerationBenchmarkSettings) -> None:
+    """What was measured, and with what."""
+    first, ours = rows[0], rows[-1]
+    print(
+        f"{'arm':12s}{'clips/s':>10s}{'s a clip':>10s}{'ratio':>8s}{'U-Net TFLOP a step':>20s}{'TFLOP/s':>10s}"
+        f"{'of matmul':>11s}{'GPU MiB':>9s}{'reserved':>10s}{'RSS MiB':>9s}{'before':>8s}"
+    )
+    for row in rows:
+        print(
+            f"{row['arm']:12s}{row['clips_per_s']:10.4g}{row['seconds_per_clip']:10.4g}{row['speed_ratio']:8.3f}"
+            f"{row['unet_tflop_per_step']:20.6g}{row['unet_tflop_per_s']:10.4g}{row['matmul_share']:11.1%}"
+            f"{_or_dash(row, 'peak_gpu_allocated_mib'):>9s}{_or_dash(row, 'peak_gpu_reserved_mib'):>10s}"
+            f"{_or_dash(row, 'peak_rss_mib'):>9s}{_or_dash(row, 'rss_before_mib'):>8s}"
+        )
+    for row in (first, ours):
+        print(
+            f"{row['arm']}: {row['height']} x {row['width']}, guidance {row['min_guidance_scale']:g} to "
+            f"{row['max_guidance_scale']:g}, batch {row['batch_size']}, decode chunk {row['decode_chunk_size']}, "
+            f"compile {row['compile']}, offload {row['offload']}, {row['num_images']} images a repetition, "
+            f"networks wait on the {row['idle_networks']}"
+        )
+    compared = "max_difference" in ours
+    print(
+        f"outputs: largest difference {ours['max_difference']:.2g}, mean {ours['mean_difference']:.2g} of the range"
+        if compared
+        else "outputs: finite, not compared (the arms' sizes, guidance or decode chunks differ)"
+    )
+    versions = ", ".join(
+        f"{name} {first[name]}" for name in ("torch", "diffusers", "cuda", "cudnn", "driver") if first[name]
+    )
+    print(f"matmul: {first['matmul_tflop_per_s']:.4g} TFLOP/s in {first['dtype']}; {first['weights']} weights")
+    print(f"{first['device_name']}; {versions}; {first['date']}; commit {first['commit']}")
+    print(first["command"])
+    print(f"configuration {first['configuration']} in {settings.output_dir / CSV_NAME}")
+
+
+def _or_dash(row: dict[str, Any], column: str) -> str:
+    value = row.get(column)
+    return "-" if value is None else str(value)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The table
+
+
+def is_done(settings: GenerationBenchmarkSettings, configuration: str) -> bool:
+    """Whether all that was asked for is there and may be skipped; a table that cannot be added to is refused here.
+
+    Raises:
+        InputError: the table has other columns.
+    """
+    rows = read_rows(settings.output_dir / CSV_NAME)
+    profiles = profile_paths(settings, configuration).values() if settings.profile else ()
+    has_rows = any(row["configuration"] == configuration for row in rows)
+    return settings.skip_done and has_rows and all(path.exists() for path in profiles)
+
+
+def profile_paths(settings: GenerationBenchmarkSettings, configuration: str) -> dict[str, Path]:
+    """The profile of each arm."""
+    return {arm: settings.output_dir / f"profile_{configuration}_{arm}.txt" for arm in ("plain", "ours")}
+
+
+def read_rows(path: Path) -> list[dict[str, str]]:
+    """All rows of a table; none where there is no table.
+
+    Raises:
+        InputError: its columns are not ours.
+    """
+    if not path.exists():
+        return []
+    with path.open(newline="", encoding="utf-8") as file:
+        reader = csv.DictReader(file)
+        rows = list(reader)
+    if tuple(reader.fieldnames or ()) != COLUMNS:
+        raise InputError(f"{path}: has other columns than this version writes; move it away, or set another output_dir")
+    return rows
+
+
+def append_rows(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Add the rows of one configuration, in the place of those it had; the file is whole at any time."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with _locked(path.parent):
+        kept = [row for row in read_rows(path) if row["configuration"] != rows[0]["configuration"]]
+        text = io.StringIO()
+        writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows([*kept, *({name: _cell(value) for name, value in row.items()} for row in rows)])
+        write_text(path, text.getvalue())
+
+
+def _cell(value: Any) -> Any:
+    return f"{value:.6g}" if isinstance(value, float) else value
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """One process at a time reads the table and writes it again."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 if __name__ == "__main__":

@@ -86,6 +86,7 @@ def run_in_child(function: Callable[..., None], *args: object) -> int:
 
 _PRELOADED = (
     "Baseline_VGG.training",
+    "Data_Augmentation_SVD.svd",
     "Inflated_3D_VGG.training",
     "Inflated_3D_VGG.vgg_inflated",
     "Inflated_3D_VGG.video_dataset",

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
+from samples import random_image
 
 from Data_Augmentation_SVD.generators import CLIP_GENERATORS
 from Data_Augmentation_SVD.settings import GenerationSettings
@@ -29,6 +32,28 @@ def settings_for(data_root: Path, output: Path, **keys) -> GenerationSettings:
 
 def rows_of(output: Path, split: str = "train") -> list[dict]:
     return read_table(output / f"{split}.csv", CLIP_INDEX).to_dict("records")
+
+
+def clip_hashes(output: Path) -> set[str]:
+    """SHA-256 of all clips that were written, whatever their names and indices."""
+    return {sha256_file(path) for path in output.rglob("*.mp4")}
+
+
+def write_shuffled(data_root: Path, target: Path, *, seed: int = 0) -> Path:
+    """The same images in another order of the index."""
+    shutil.copytree(data_root, target)
+    for split in SPLITS:
+        table = read_table(data_root / f"{split}.csv", IMAGE_INDEX)
+        order = np.random.default_rng(seed).permutation(len(table))
+        assert list(order) != sorted(order)
+        write_table(table.iloc[order], target / f"{split}.csv", IMAGE_INDEX)
+    return target
+
+
+def smooth_image(seed: int, height: int = 48, width: int = 48, *, cells: int = 5) -> np.ndarray:
+    """uint8 (height, width, 3): coloured blobs, `cells` along each side."""
+    coarse = Image.fromarray(random_image(seed, cells))
+    return np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC))
 
 
 def content_of(output: Path, *, without: str = "") -> dict[str, bytes]:

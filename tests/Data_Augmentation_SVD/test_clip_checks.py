@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import PROJECT
-from PIL import Image
+from generation_runs import smooth_image
 from published_clips import list_published_clips
 from samples import random_image
 
@@ -27,8 +27,7 @@ def check(clip: np.ndarray, source: np.ndarray | None, **changes) -> str:
 
 
 def picture(seed: int = 0, size: int = SIDE) -> np.ndarray:
-    coarse = Image.fromarray(random_image(seed, 8))
-    return np.asarray(coarse.resize((size, size), Image.Resampling.BICUBIC))
+    return smooth_image(seed, size, size, cells=8)
 
 
 def moving_clip(source: np.ndarray) -> np.ndarray:

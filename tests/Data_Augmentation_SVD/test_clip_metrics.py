@@ -8,12 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from generation_runs import smooth_image
 from PIL import Image
 from published_clips import list_published_clips
 from samples import random_image
 
 from Data_Augmentation_SVD.clip_metrics import (
-    MAX_PSNR_DB,
     compute_brightness,
     compute_contrast,
     compute_correlation,
@@ -31,10 +31,9 @@ def grey(values: np.ndarray) -> np.ndarray:
     return np.repeat(np.asarray(values, dtype=np.uint8)[..., None], 3, axis=-1)
 
 
-def smooth_image(seed: int, size: int = 260) -> np.ndarray:
+def photograph(seed: int, size: int = 260) -> np.ndarray:
     """uint8 (size, size, 3): structure of about a tenth of the side, as a photograph has."""
-    coarse = random_image(seed, 26)
-    return np.asarray(Image.fromarray(coarse).resize((size, size), Image.Resampling.BICUBIC))
+    return smooth_image(seed, size, size, cells=26)
 
 
 def shifted_clip(image: np.ndarray, shifts: list[tuple[int, int]], side: int = 224) -> np.ndarray:
@@ -64,9 +63,16 @@ def test_psnr_of_known_noise():
     assert compute_psnr_db(image, (image + noise).astype(np.uint8)) == pytest.approx(28.13, abs=0.05)
 
 
+def test_psnr_of_a_clip_is_that_of_all_its_pixels():
+    first, second = np.zeros((2, 3, 8, 8, 3), dtype=np.uint8)
+    second[2] = 30  # one frame of three: 30^2 / 3
+    assert compute_psnr_db(first, second) == pytest.approx(10 * math.log10(255**2 / 300), abs=1e-6)
+    assert compute_psnr_db(first, first) == math.inf
+
+
 def test_equal_images():
     image = random_image(0, 32)
-    assert compute_psnr_db(image, image) == MAX_PSNR_DB
+    assert compute_psnr_db(image, image) == math.inf
     assert compute_ssim(image, image) == pytest.approx(1)
     assert compute_correlation(image, image) == pytest.approx(1)
 
@@ -79,7 +85,7 @@ def test_ssim_of_flat_images_is_its_brightness_term():
 
 
 def test_ssim_falls_with_noise_and_is_symmetric():
-    image = smooth_image(1, 64)
+    image = photograph(1, 64)
     rng = np.random.default_rng(0)
     noisy = [np.clip(image + rng.normal(0, sd, image.shape), 0, 255).astype(np.uint8) for sd in (5, 20, 80)]
     values = [compute_ssim(image, other) for other in noisy]
@@ -88,13 +94,13 @@ def test_ssim_falls_with_noise_and_is_symmetric():
 
 
 def test_correlation_knows_sign_and_ignores_brightness_and_contrast():
-    image = smooth_image(2, 64)
+    image = photograph(2, 64)
     assert compute_correlation(image, 255 - image) == pytest.approx(-1, abs=1e-5)
     assert compute_correlation(image, image // 2 + 60) == pytest.approx(1, abs=1e-3)
 
 
 def test_correlation_agrees_with_numpy():
-    one, two = smooth_image(3, 50), smooth_image(4, 50)
+    one, two = photograph(3, 50), photograph(4, 50)
     expected = np.corrcoef(compute_brightness(one).ravel(), compute_brightness(two).ravel())[0, 1]
     assert compute_correlation(one, two) == pytest.approx(expected, abs=1e-5)
 
@@ -107,7 +113,7 @@ def test_one_colour_has_no_correlation(value):
 
 
 def test_noise_does_not_correlate():
-    image = smooth_image(5, 224)
+    image = photograph(5, 224)
     assert max(abs(compute_correlation(random_image(seed, 224), image)) for seed in range(20)) < 0.02
 
 
@@ -160,25 +166,25 @@ def test_differences_see_a_change_of_colour_alone():
 @pytest.mark.parametrize("shift", [(0, 1), (1, 0), (3, -4), (0, 8), (-6, 8), (12, 0)])
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_flow_of_a_known_shift(shift, seed):
-    clip = shifted_clip(smooth_image(seed), [(0, 0), shift])
+    clip = shifted_clip(photograph(seed), [(0, 0), shift])
     assert compute_flow_px(clip) == pytest.approx([math.hypot(*shift)], rel=0.1, abs=0.1)
 
 
 def test_flow_scales_with_the_frame():
-    image = smooth_image(6)
+    image = photograph(6)
     small = shifted_clip(image, [(0, 0), (2, 2)])
     large = np.stack([np.asarray(Image.fromarray(frame).resize((448, 448))) for frame in small])
     assert compute_flow_px(large)[0] == pytest.approx(2 * compute_flow_px(small)[0], rel=0.05)
 
 
 def test_standing_still_and_a_change_of_contrast_are_no_flow():
-    image = smooth_image(7, 224)
+    image = photograph(7, 224)
     clip = np.stack([image, image, image // 2 + 40])
     assert compute_flow_px(clip) == pytest.approx([0, 0], abs=0.05)
 
 
 def test_flow_is_measured_for_each_pair_and_any_proportions():
-    image = smooth_image(8)
+    image = photograph(8)
     clip = shifted_clip(image, [(0, 0), (0, 0), (4, 0)])[:, :, :150]
     assert compute_flow_px(clip) == pytest.approx([0, 4], abs=0.4)
 
@@ -191,7 +197,7 @@ def test_flow_of_one_colour_is_unknown_and_small_frames_do_not_crash():
 
 
 def test_flow_is_quick():
-    clip = shifted_clip(smooth_image(9), [(0, 0), (2, 3), (4, 6)])
+    clip = shifted_clip(photograph(9), [(0, 0), (2, 3), (4, 6)])
     compute_flow_px(clip)  # the first call imports
     seconds = []
     for _ in range(5):

@@ -13,17 +13,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from conftest import KILLED, PROJECT, exit_at_call, fork
+from generation_runs import smooth_image
 from PIL import Image
 from published_clips import list_published_clips, write_index_with_sources
-from samples import random_image, write_clip_set
+from samples import random_image, write_clip_set, write_image_set
 
 from Data_Augmentation_SVD import clip_metrics, quality
 from Data_Augmentation_SVD.contact_sheet import SheetRow, draw_contact_sheet, encode_preview, shrink_row
+from Data_Augmentation_SVD.generation import run_generation
 from Data_Augmentation_SVD.geometry import Geometry
 from Data_Augmentation_SVD.quality import OWNED_FILES, run_clip_quality
-from Data_Augmentation_SVD.quality_tables import CLIP_QUALITY, CLIP_SUMMARY
-from Data_Augmentation_SVD.settings import ClipQualitySettings, GeometrySettings
+from Data_Augmentation_SVD.quality_tables import CLIP_QUALITY, CLIP_SUMMARY, MAX_PSNR_DB
+from Data_Augmentation_SVD.settings import ClipQualitySettings, GenerationSettings, GeometrySettings
 from utils.artifacts import read_table
 from utils.clips import read_clip, write_clip
 from utils.config import build_settings, read_settings
@@ -47,11 +50,6 @@ HEADER = [
 NUM_CLIPS = 5
 
 
-def picture(seed: int, height: int = 40, width: int = 40) -> np.ndarray:
-    coarse = Image.fromarray(random_image(seed, 5))
-    return np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC))
-
-
 def write_index(path: Path, rows: list[dict[str, str]]) -> None:
     with path.open("w", newline="") as file:
         writer = csv.DictWriter(file, HEADER)
@@ -68,7 +66,7 @@ def write_world(root: Path) -> Path:
     """Images, and clips that move them one pixel a frame; `root/clips` and `root/images`."""
     rows = []
     for number in range(NUM_CLIPS):
-        image = picture(number, 40, 40 + 10 * (number % 2))
+        image = smooth_image(number, 40, 40 + 10 * (number % 2))
         source = root / "images" / "val" / f"{number}.png"
         source.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(image).save(source)
@@ -195,6 +193,19 @@ def test_summary_is_the_mean_of_the_tables(measured):
     assert summary["energy_rising_fraction"] == pytest.approx(rising, rel=1e-5)
 
 
+def test_a_frame_that_equals_its_source_has_a_finite_psnr_in_the_tables(world):
+    source = world / "images/val/0.png"
+    view = Geometry(**GEOMETRY, frame_size=SIDE).view(np.asarray(Image.open(source)))
+    path = world / "clips/val/00000.mp4"
+    write_clip(path, np.stack([view] * 3), codec="h264_lossless")
+    rows = read_index(world / "clips/val.csv")
+    rows[0]["sha256"] = sha256_file(path)
+    write_index(world / "clips/val.csv", rows)
+    output = run_clip_quality(settings_for(world))
+    assert [row["psnr_db"] for row in frame_rows(output)[:3]] == [MAX_PSNR_DB] * 3
+    assert math.isfinite(summary_of(output)["clip_means"]["psnr_db_mean"])
+
+
 def test_no_result_names_the_machine(measured):
     for name, content in results_of(measured).items():
         assert str(measured.parent).encode() not in content, name
@@ -271,7 +282,7 @@ def test_a_bad_clip_is_a_row_with_a_reason(world, spoil: Callable, status, reaso
 
 def test_a_clip_without_its_source_is_measured_without_it(world):
     (world / "images/val/0.png").unlink()
-    Image.fromarray(picture(77)).save(world / "images/val/1.png")
+    Image.fromarray(smooth_image(77, 40, 40)).save(world / "images/val/1.png")
     (world / "images/val/2.png").write_bytes(b"no image")
     rows = read_index(world / "clips/val.csv")
     rows[2]["source_sha256"] = sha256_file(world / "images/val/2.png")
@@ -300,7 +311,7 @@ def test_frames_that_are_not_square_are_measured_without_their_source(world):
 
 def test_faults_are_named_counted_and_ranked_first(world):
     faulty = {
-        1: ("frozen", np.stack([picture(1, SIDE, SIDE)] * 3)),
+        1: ("frozen", np.stack([smooth_image(1, SIDE, SIDE)] * 3)),
         3: ("collapsed", np.stack([random_image(seed, SIDE) for seed in range(3)])),
         4: ("black", np.zeros((3, SIDE, SIDE, 3), dtype=np.uint8)),
     }
@@ -334,7 +345,7 @@ def test_longer_and_single_frame_clips(world):
     rows = read_index(world / "clips/val.csv")
     for row, length in zip(rows, (1, 2, 20, 3, 3), strict=True):
         path = world / "clips/val" / row["video_path"]
-        frame = picture(int(row["label"]), SIDE, SIDE)
+        frame = smooth_image(int(row["label"]), SIDE, SIDE)
         write_clip(path, np.stack([np.roll(frame, shift, axis=0) for shift in range(length)]))
         row["sha256"] = sha256_file(path)
     write_index(world / "clips/val.csv", rows)
@@ -384,7 +395,7 @@ def test_rerun_does_nothing_and_a_changed_config_is_refused(world):
     assert {path: path.stat().st_mtime_ns for path in output.rglob("*") if path.name != ".lock"} == times
     assert "max_clips" in refusal(settings_for(world, max_clips=3))
     assert "geometry" in refusal(settings_for(world, geometry=GEOMETRY | {"fit": "stretch"}))
-    assert "sources" in refusal(settings_for(world, images_root=None))
+    run_clip_quality(settings_for(world, images_root=None))  # what was compared with its sources stays so
     assert results_of(output) == before
     run_clip_quality(settings_for(world, max_clips=3, num_previews=0, overwrite=True))
     assert len(clip_rows(output)) == 3 and not (output / "previews").exists()
@@ -403,12 +414,19 @@ def test_images_may_move(world):
     run_clip_quality(settings_for(world, images_root=str(world / "moved")))
 
 
+def test_sources_that_were_not_known_before_are_refused(world):
+    run_clip_quality(settings_for(world, images_root=None))
+    assert "sources: was not an input before" in refusal(settings_for(world))
+
+
 def test_two_runs_are_equal_bytes(world, measured):
     assert results_of(run_clip_quality(settings_for(world))) == results_of(measured)
 
 
 @pytest.mark.parametrize(
-    ("writer", "call"), [("write_table", 2), ("write_bytes", 2), ("write_text", 1)], ids=["table", "preview", "summary"]
+    ("writer", "call"),
+    [("format_table", 3), ("write_table", 1), ("write_bytes", 2), ("write_text", 1)],
+    ids=["frame rows", "table", "preview", "summary"],
 )
 def test_a_killed_run_leaves_nothing_half_written(world, measured, writer, call):
     """The next run begins anew and ends with the same bytes."""
@@ -419,6 +437,7 @@ def test_a_killed_run_leaves_nothing_half_written(world, measured, writer, call)
 
     assert fork(run_until) == KILLED
     assert not (world / "quality/summary.json").exists()
+    assert (world / "quality/clip_quality.csv").exists() == (writer != "format_table")
     assert results_of(run_clip_quality(settings_for(world))) == results_of(measured)
     assert not list((world / "quality").rglob("*.partial"))
 
@@ -427,6 +446,42 @@ def test_max_clips_are_evenly_chosen(world):
     output = run_clip_quality(settings_for(world, max_clips=2, sheet_clips=0))
     assert [row["video_path"] for row in clip_rows(output)] == ["00000.mp4", "00002.mp4"]
     assert not (output / "contact_sheet.png").exists()
+
+
+def record(world: Path, data_root: Path) -> None:
+    """What the generation stage writes beside its clips."""
+    config = {"data_root": str(data_root), "geometry": GEOMETRY}
+    (world / "clips/config.yaml").write_text(yaml.safe_dump(config))
+
+
+def test_sources_are_looked_for_where_the_clips_were_made_from(world, measured):
+    record(world, world / "images")
+    output = run_clip_quality(settings_for(world, images_root=None, geometry=None))
+    assert results_of(output) == results_of(measured)
+    (world / "images").rename(world / "moved")  # a finished run asks for nothing
+    run_clip_quality(settings_for(world, images_root=None, geometry=None))
+    assert results_of(output) == results_of(measured)
+
+
+def test_sources_that_have_moved_are_left_out_with_a_warning(world, caplog):
+    record(world, world / "elsewhere")
+    output = run_clip_quality(settings_for(world, images_root=None))
+    assert summary_of(output)["num_with_source"] == 0 and summary_of(output)["num_measured"] == NUM_CLIPS
+    assert "their sources are no more" in caplog.text
+    run_clip_quality(settings_for(world, output_dir=str(world / "given")))  # what is set counts
+    assert summary_of(world / "given")["num_with_source"] == NUM_CLIPS
+
+
+def test_our_own_clips_are_compared_with_their_sources_without_a_word(tmp_path):
+    images = write_image_set(tmp_path / "images", per_class=2)
+    content = {"data_root": str(images), "output_dir": str(tmp_path / "clips"), "generator": "camera_motion"}
+    content |= {"frame_size": 32, "geometry": {"height": 64, "width": 64, "fit": "pad", "output": "undo"}}
+    content |= {"checks": {"min_source_correlation": -1}, "splits": ["val"]}
+    run_generation(build_settings(GenerationSettings, content, "test"))
+    content = {"clips_root": str(tmp_path / "clips"), "output_dir": str(tmp_path / "quality"), "sheet_clips": 0}
+    output = run_clip_quality(build_settings(ClipQualitySettings, content, "test"))
+    assert summary_of(output)["num_with_source"] == 4
+    assert all(row["psnr_db_mean"] > 8 and row["ssim_mean"] > 0 for row in clip_rows(output))
 
 
 def test_geometry_is_read_from_beside_the_clips(world, measured):

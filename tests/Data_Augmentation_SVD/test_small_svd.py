@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
@@ -13,8 +12,10 @@ import pytest
 import torch
 from conftest import KILLED, PROJECT, exit_at_call, run_in_child
 from diffusers import StableVideoDiffusionPipeline
+from tiny_svd import EMBEDDED, one_thread, write_digits  # noqa: F401 (a fixture)
 
 from Data_Augmentation_SVD import small_svd_training
+from Data_Augmentation_SVD.clip_metrics import compute_psnr_db
 from Data_Augmentation_SVD.settings import GenerationSettings, SmallSvdSettings
 from Data_Augmentation_SVD.small_svd_data import (
     ClipBatches,
@@ -39,9 +40,7 @@ from Data_Augmentation_SVD.small_svd_models import (
     build_vae,
     embed_images,
 )
-from Data_Augmentation_SVD.small_svd_samples import generate_clips, measure_clip_motion_px, psnr_db
-from Data_Sourcing.demo_dataset import run_demo_dataset
-from Data_Sourcing.settings import DemoDatasetSettings
+from Data_Augmentation_SVD.small_svd_samples import generate_clips, measure_clip_motion_px
 from utils.artifacts import read_table
 from utils.checkpoints import read_training_state
 from utils.clips import write_clip
@@ -50,7 +49,6 @@ from utils.errors import InputError
 from utils.images import read_rgb_image
 from utils.indices import read_clip_index
 
-EMBEDDED = PROJECT / "Data_Augmentation_SVD" / "small_svd"
 TINY = {
     "num_frames": 2,
     "vae_channels": [32, 32, 32, 32],
@@ -63,15 +61,6 @@ TINY = {
     "save_every_n_steps": 1,
     "device": "cpu",
 }
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Sums depend on the number of threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def moving_texture(shift_px: float, num_frames: int, seed: int = 0, size: int = 64) -> np.ndarray:
@@ -315,9 +304,7 @@ def embedded_pipeline() -> StableVideoDiffusionPipeline:
 @pytest.fixture(scope="module")
 def digits(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[list[np.ndarray], np.ndarray]]:
     """The quickstart's digits: (images, labels) of train and val."""
-    root = tmp_path_factory.mktemp("digits")
-    raw = read_yaml(PROJECT / "Data_Sourcing" / "demo_dataset.yaml") | {"output_dir": str(root)}
-    run_demo_dataset(build_settings(DemoDatasetSettings, raw, "test"))
+    root = write_digits(tmp_path_factory.mktemp("digits"))
     train = sorted((root / "train").glob("digit*/images/*.JPEG"))
     rows = [line.split("\t") for line in (root / "val" / "val_annotations.txt").read_text().splitlines()]
     return {
@@ -345,7 +332,7 @@ def test_the_embedded_checkpoint_is_small_whole_and_anonymous():
 def test_the_embedded_checkpoint_keeps_the_image_and_moves_it(digits):
     images = digits["val"][0][:16]
     clips = generate_clips(embedded_pipeline(), images, num_frames=3)
-    psnrs = [psnr_db(clip[0], image) for clip, image in zip(clips, images, strict=True)]
+    psnrs = [compute_psnr_db(clip[0], image) for clip, image in zip(clips, images, strict=True)]
     assert np.mean(psnrs) >= 30
     steps_px = np.array([[measure_motion_px(clip[t], clip[t + 1]) for t in (0, 1)] for clip in clips])
     assert 0.6 <= steps_px.mean() <= 2.0  # told 1.5
@@ -383,7 +370,7 @@ def test_all_val_digits_stay_readable_in_every_frame(digits):
     )
     original = classifier.score(features(images), labels)
     assert original >= 0.98
-    psnrs = [psnr_db(clip[0], image) for clip, image in zip(clips, images, strict=True)]
+    psnrs = [compute_psnr_db(clip[0], image) for clip, image in zip(clips, images, strict=True)]
     assert np.mean(psnrs) >= 30
     assert np.quantile(psnrs, 0.01) >= 24
     for frame in range(3):

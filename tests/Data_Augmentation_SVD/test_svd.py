@@ -5,7 +5,9 @@ from __future__ import annotations
 import copy
 import json
 import shutil
-from collections.abc import Iterator, Sequence
+import threading
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,11 +15,22 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from conftest import KILLED, exit_at_call, run_in_child
 from diffusers import StableVideoDiffusionPipeline
 from diffusers.models.attention_processor import SlicedAttnProcessor
+from generation_runs import clip_hashes, rows_of, smooth_image, write_shuffled
 from PIL import Image
 from samples import random_image, write_image_set
-from tiny_svd import SIZE_PX, build_tiny_pipeline, settings_for, smooth_image
+from tiny_svd import (
+    EMBEDDED,
+    SIZE_PX,
+    build_tiny_pipeline,
+    one_thread,  # noqa: F401 (a fixture)
+    settings_for,
+    settings_of_the_demo,
+    threads,
+    write_digits,
+)
 from torch import Tensor
 
 from Data_Augmentation_SVD import make_svd_videos, svd, svd_weights
@@ -26,27 +39,20 @@ from Data_Augmentation_SVD.generators import CLIP_GENERATORS, ClipError
 from Data_Augmentation_SVD.geometry import Geometry
 from Data_Augmentation_SVD.settings import GenerationSettings, MergeSettings, SvdSettings
 from Data_Augmentation_SVD.shards import merge_shards
+from Data_Augmentation_SVD.split_files import Journal
 from Data_Augmentation_SVD.svd import SvdGenerator
 from Data_Augmentation_SVD.svd_weights import load_pipeline
-from utils.artifacts import CLIP_INDEX, IMAGE_INDEX, read_table, write_table
+from utils.artifacts import IMAGE_INDEX, read_table, write_table
 from utils.clips import read_clip
 from utils.config import read_settings
 from utils.devices import choose_device
 from utils.errors import InputError
+from utils.images import read_rgb_image
 from utils.indices import read_clip_index
 
 NUM_IMAGES = 7  # the last batch is short at batch sizes 3 and 8
 NUM_STEPS = 3  # with fewer, noise of 700 is taken away in one step, and so is its rounding
 SAME = 1e-5  # of the frames' range 0..1, in float32
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """These networks are so small that a second thread only waits; and sums depend on the number of threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
@@ -97,6 +103,11 @@ def generator_of(
 
 def floats_of(generator: SvdGenerator, images: Sequence[np.ndarray], seeds: Sequence[int]) -> Tensor:
     """Frames before quantisation, not clipped: float (N, T, 3, H, W), about 0..1."""
+    return torch.stack(list(generator.generate_videos(generator.prepare(images, seeds)))) / 2 + 0.5
+
+
+def floats_one_by_one(generator: SvdGenerator, images: Sequence[np.ndarray], seeds: Sequence[int]) -> Tensor:
+    """The same, batch after batch through all phases, on this thread."""
     videos = []
     for batch in generator.prepare(images, seeds):
         conditions = generator.encode(*batch)
@@ -316,20 +327,85 @@ def test_at_one_batch_size_a_clip_depends_on_no_order_and_no_neighbour(pipeline,
         assert torch.equal(floats_of(generator, [images[number] for number in order], order), expected[list(order)])
 
 
+@pytest.mark.parametrize(
+    ("num_threads", "batch_size"),
+    [(2, 3), *(pytest.param(*case, marks=pytest.mark.exhaustive) for case in [(2, 1), (2, 8), (5, 1), (5, 3)])],
+)
+def test_on_several_threads_a_clip_is_what_it_is_on_one(pipeline, images, num_threads, batch_size):
+    """Networks as small as these compute as many batches at once as there are threads, each on one."""
+    generator = generator_of(pipeline, batch_size=batch_size)
+    expected = floats_one_by_one(generator, images, range(NUM_IMAGES))
+    with threads(num_threads):
+        for order in (range(NUM_IMAGES), *ORDERS):
+            found = floats_of(generator, [images[number] for number in order], order)
+            assert torch.equal(found, expected[list(order)])
+
+
 @pytest.mark.exhaustive
-@pytest.mark.parametrize("batch_size", [3, 8])
-def test_with_two_threads_a_clips_last_digits_depend_on_its_place_in_the_batch_at_most(pipeline, images, batch_size):
-    """The threads share a product's rows between them, and the rows at the seam may be summed in another order."""
-    torch.set_num_threads(2)
-    try:
-        generator = generator_of(pipeline, batch_size=batch_size)
-        expected = floats_of(generator, images, range(NUM_IMAGES))
-        assert torch.equal(floats_of(generator, images, range(NUM_IMAGES)), expected)
-        for order in ORDERS:
+def test_large_networks_depend_on_threads_and_place_in_the_last_digits_at_most(pipeline, images, monkeypatch):
+    """They use all threads for one batch, which share a product's rows: those at the seam may be summed otherwise."""
+    monkeypatch.setattr(svd, "_SMALL_PARAMETERS", 0)
+    generator = generator_of(pipeline, batch_size=3)
+    expected = floats_of(generator, images, range(NUM_IMAGES))
+    with threads(2):
+        for order in ORDERS[1:2]:
             found = floats_of(generator, [images[number] for number in order], order)
             assert largest_difference(found, expected[list(order)]) < 10 * SAME
-    finally:
-        torch.set_num_threads(1)
+
+
+def test_batches_side_by_side_count_their_own_steps(pipeline, images, monkeypatch):
+    """Two batches are kept in step with each other, so that each call of one falls between two calls of the other."""
+    generator = generator_of(pipeline, batch_size=3)
+    expected = floats_one_by_one(generator, images[:6], range(6))
+    in_step = threading.Barrier(2, timeout=60)
+    forward, callers = pipeline.unet.forward, []
+
+    def forward_in_step(*args, **keys):
+        in_step.wait()
+        callers.append(threading.get_ident())
+        return forward(*args, **keys)
+
+    monkeypatch.setattr(pipeline.unet, "forward", forward_in_step)
+    with threads(2):
+        assert torch.equal(floats_of(generator, images[:6], range(6)), expected)
+    assert sorted(Counter(callers).values()) == [NUM_STEPS, NUM_STEPS]
+
+
+@pytest.mark.parametrize(("limit", "threads_each", "at_once"), [(10**9, 1, 2), (0, 2, 1)], ids=["small", "large"])
+def test_small_networks_share_no_operation_and_large_ones_every(
+    pipeline, images, limit, threads_each, at_once, monkeypatch
+):
+    monkeypatch.setattr(svd, "_SMALL_PARAMETERS", limit)
+    generator = generator_of(pipeline, num_inference_steps=1)
+    seen = []
+
+    def look(conditions):
+        seen.append((torch.get_num_threads(), threading.get_ident()))
+        return conditions.noise
+
+    monkeypatch.setattr(generator, "denoise", look)
+    monkeypatch.setattr(generator, "decode", lambda latents: torch.zeros(1, 3, 3, SIZE_PX, SIZE_PX))
+    with threads(2):
+        floats_of(generator, images[:2], range(2))
+    assert [count for count, _ in seen] == [threads_each] * 2
+    assert (threading.get_ident() in {caller for _, caller in seen}) == (at_once == 1)
+
+
+@pytest.mark.parametrize("phase", ["encode", "denoise", "decode"])
+def test_the_number_of_threads_is_what_it_was_whatever_becomes_of_the_clips(pipeline, images, phase, monkeypatch):
+    generator = generator_of(pipeline, num_inference_steps=1)
+    prepared = generator.prepare(images[:4], range(4))
+    with threads(2):
+        for _ in generator.generate(prepared, lambda: False):
+            assert torch.get_num_threads() == 2  # also between two clips, where others work
+        begun = generator.generate_videos(prepared)
+        next(begun)
+        begun.close()
+        assert torch.get_num_threads() == 2
+        monkeypatch.setattr(generator, phase, lambda *batch: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            list(generator.generate(prepared, lambda: False))
+        assert torch.get_num_threads() == 2
 
 
 @pytest.fixture(scope="module")
@@ -450,6 +526,18 @@ def test_asked_to_stop_it_decodes_what_was_denoised(pipeline, images, monkeypatc
     drafts = list(generator.generate(prepared, lambda: len(denoised) >= batches_done))
     assert len(denoised) == batches_done
     assert len(drafts) == num_clips
+
+
+@pytest.mark.parametrize(("batches_done", "num_clips"), [(0, 0), (1, 4), (2, 4), (3, 7)])
+def test_side_by_side_it_stops_between_groups_of_batches(pipeline, images, monkeypatch, batches_done, num_clips):
+    generator = generator_of(pipeline, batch_size=2, num_inference_steps=1)
+    denoised = []
+    denoise = generator.denoise
+    monkeypatch.setattr(generator, "denoise", lambda batch: denoised.append(batch) or denoise(batch))
+    prepared = generator.prepare(images, range(NUM_IMAGES))
+    with threads(2):
+        drafts = list(generator.generate(prepared, lambda: len(denoised) >= batches_done))
+    assert [draft.shape for draft in drafts] == [(3, SIZE_PX, SIZE_PX, 3)] * num_clips
 
 
 @pytest.mark.parametrize("part", ["unet", "vae.decoder", "vae.encoder", "image_encoder"])
@@ -621,11 +709,7 @@ def generated(image_set: Path, checkpoint: Path, tmp_path_factory: pytest.TempPa
     return output
 
 
-def rows_of(output: Path, split: str = "train") -> list[dict]:
-    return read_table(output / f"{split}.csv", CLIP_INDEX).to_dict("records")
-
-
-def clip_hashes(output: Path) -> dict[str, str]:
+def hashes_by_source(output: Path) -> dict[str, str]:
     return {row["source_sha256"]: row["sha256"] for row in rows_of(output)}
 
 
@@ -670,8 +754,8 @@ def test_in_another_order_each_image_gets_the_same_bytes(image_set, checkpoint, 
     table = read_table(shuffled / "train.csv", IMAGE_INDEX)
     write_table(table.iloc[[2, 0, 3, 1]], shuffled / "train.csv", IMAGE_INDEX)
     run_generation(settings_for(shuffled, tmp_path / "out", checkpoint, splits=["train"], batch_size=3))
-    assert clip_hashes(tmp_path / "out") == clip_hashes(generated)
-    assert list(clip_hashes(tmp_path / "out")) != list(clip_hashes(generated))
+    assert hashes_by_source(tmp_path / "out") == hashes_by_source(generated)
+    assert list(hashes_by_source(tmp_path / "out")) != list(hashes_by_source(generated))
 
 
 def test_two_shards_make_the_bytes_of_one_run(image_set, checkpoint, generated, tmp_path):
@@ -680,7 +764,7 @@ def test_two_shards_make_the_bytes_of_one_run(image_set, checkpoint, generated, 
     merge_shards(MergeSettings(output_dir=tmp_path))
     for split in ("train", "val"):
         assert (tmp_path / f"{split}.csv").read_bytes() == (generated / f"{split}.csv").read_bytes()
-    assert clip_hashes(tmp_path) == clip_hashes(generated)
+    assert hashes_by_source(tmp_path) == hashes_by_source(generated)
 
 
 def test_of_more_generated_frames_those_at_equal_distances_are_kept(image_set, checkpoint, pipeline, tmp_path):
@@ -731,6 +815,114 @@ def test_a_finished_stage_needs_no_checkpoint(image_set, checkpoint, generated, 
         assert run_generation(missing) == [output / "train.csv", output / "val.csv"]
     finally:
         away.rename(checkpoint)
+
+
+# --- the whole stage, in parts, in another order, killed, on other threads -------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def eight_images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_image_set(tmp_path_factory.mktemp("eight"), per_class=4, splits=("train", "val"))
+
+
+def uneven(data_root: Path, output: Path, checkpoint: Path, **keys) -> GenerationSettings:
+    """Neither the chunks nor the images are whole batches."""
+    return settings_for(data_root, output, checkpoint, **{"splits": ["train"], "batch_size": 3, "chunk_size": 4} | keys)
+
+
+@pytest.fixture(scope="module")
+def eight_clips(eight_images: Path, checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> set[str]:
+    """What one run makes."""
+    output = tmp_path_factory.mktemp("eight_clips")
+    run_generation(uneven(eight_images, output, checkpoint))
+    assert len(clip_hashes(output)) == 8
+    return clip_hashes(output)
+
+
+@pytest.mark.parametrize(
+    "num_parts", [3, *(pytest.param(number, marks=pytest.mark.exhaustive) for number in (1, 2, 7))]
+)
+@pytest.mark.parametrize("order", ["of_the_index", "another"])
+def test_shards_of_any_order_make_the_bytes_of_one_run(
+    eight_images, checkpoint, eight_clips, tmp_path, num_parts, order
+):
+    data_root = eight_images if order == "of_the_index" else write_shuffled(eight_images, tmp_path / "images")
+    for part in range(1, num_parts + 1):
+        run_generation(uneven(data_root, tmp_path / "out", checkpoint, shard=f"{part}/{num_parts}"))
+    assert clip_hashes(tmp_path / "out") == eight_clips
+
+
+def run_and_die(data_root: Path, output: Path, checkpoint: Path, target: str, call: int) -> None:
+    """Make the clips until a process ends before the n-th call, as `kill -9` would end it."""
+    torch.set_num_threads(2)  # two batches are under way, too
+    exit_at_call(*{"journal": (Journal, "append"), "rename": (Path, "replace")}[target], call)
+    run_generation(uneven(data_root, output, checkpoint))
+
+
+@pytest.mark.parametrize(
+    ("target", "call"),
+    [("journal", 2), *(pytest.param(*c, marks=pytest.mark.exhaustive) for c in [("rename", 7), ("journal", 5)])],
+)
+def test_killed_in_the_middle_of_a_batch_it_goes_on_to_the_same_bytes(
+    eight_images, checkpoint, eight_clips, tmp_path, target, call
+):
+    assert run_in_child(run_and_die, eight_images, tmp_path, checkpoint, target, call) == KILLED
+    num_left = len(clip_hashes(tmp_path))
+    assert num_left % 3 and num_left < 8 and not (tmp_path / "train.csv").exists()
+    run_generation(uneven(eight_images, tmp_path, checkpoint))
+    assert clip_hashes(tmp_path) == eight_clips
+    assert len(rows_of(tmp_path)) == 8
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Ten val digits, in the raw layout."""
+    return write_digits(tmp_path_factory.mktemp("digits"), train_per_class=1, val_per_class=1)
+
+
+@pytest.fixture(scope="module")
+def digit_clips(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """What the embedded checkpoint makes of them on one thread, in batches of three; hashes by source."""
+    output = tmp_path_factory.mktemp("digit_clips")
+    run_generation(settings_of_the_demo(digits, output, splits=["val"], batch_size=3))
+    return {row["source_sha256"]: row["sha256"] for row in rows_of(output, "val")}
+
+
+@pytest.mark.parametrize("num_threads", [2, pytest.param(4, marks=pytest.mark.exhaustive)])
+def test_the_embedded_checkpoints_bytes_do_not_depend_on_the_threads(digits, digit_clips, tmp_path, num_threads):
+    with threads(num_threads):
+        run_generation(settings_of_the_demo(digits, tmp_path, splits=["val"], batch_size=3))
+    assert {row["source_sha256"]: row["sha256"] for row in rows_of(tmp_path, "val")} == digit_clips
+
+
+def test_the_embedded_checkpoints_bytes_do_not_depend_on_place_or_neighbours(digits, digit_clips, tmp_path):
+    images = Path(shutil.copytree(digits, tmp_path / "images"))
+    annotations = images / "val/val_annotations.txt"
+    lines = annotations.read_text().splitlines(keepends=True)
+    annotations.write_text("".join(lines[number] for number in (9, 2, 4, 7, 0, 6, 3, 5, 1, 8)))
+    with threads(2):
+        run_generation(settings_of_the_demo(images, tmp_path / "out", splits=["val"], batch_size=3))
+    rows = rows_of(tmp_path / "out", "val")
+    assert {row["source_sha256"]: row["sha256"] for row in rows} == digit_clips
+    assert [row["source_sha256"] for row in rows] != list(digit_clips)
+
+
+def test_the_embedded_checkpoints_frames_hardly_depend_on_the_batch_size(digits):
+    pictures = [read_rgb_image(path) for path in sorted((digits / "val/images").iterdir())[:8]]
+    pipeline = load_pipeline(str(EMBEDDED), "cpu", "auto")
+    single, *batched = (
+        floats_of(
+            generator_of(pipeline, num_inference_steps=12, batch_size=batch_size, decode_chunk_size=48),
+            pictures,
+            range(len(pictures)),
+        )
+        for batch_size in (1, 3, 8)
+    )
+    assert single.shape == (8, 3, 3, SIZE_PX, SIZE_PX)
+    assert max(largest_difference(frames, single) for frames in batched) < SAME  # measured: 8e-7
+
+
+# --- the whole stage, where no picture comes out ---------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")

@@ -28,7 +28,7 @@ from huggingface_hub.errors import (
 )
 from safetensors.torch import load_file, save_file
 from samples import write_image_set
-from tiny_svd import COMPONENTS, SIZE_PX, build_tiny_pipeline, settings_for
+from tiny_svd import COMPONENTS, SIZE_PX, build_tiny_pipeline, one_thread, settings_for  # noqa: F401 (a fixture)
 
 from Data_Augmentation_SVD import svd_weights
 from Data_Augmentation_SVD.generation import run_generation
@@ -42,15 +42,6 @@ MODEL = "owner/model"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 UNET_WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
 HALF_UNET_WEIGHTS = "unet/diffusion_pytorch_model.fp16.safetensors"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """These networks are so small that a second thread only waits."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

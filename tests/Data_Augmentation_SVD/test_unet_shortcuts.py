@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 import pytest
 import torch
 from diffusers import AutoencoderKLTemporalDecoder, UNetSpatioTemporalConditionModel
+from tiny_svd import one_thread  # noqa: F401 (a fixture)
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -21,15 +22,6 @@ WIDTH = 16  # of the context
 LATENT_SIZE = (16, 16)
 
 Inputs = tuple[Tensor, Tensor, Tensor, Tensor]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """These networks are so small that a second thread only waits."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def build_unet() -> UNetSpatioTemporalConditionModel:

@@ -1,27 +1,53 @@
-"""Stable Video Diffusion through diffusers' own classes, at a size with random weights that a CPU runs in a moment."""
+"""Stable Video Diffusion through diffusers' own classes, at a size with random weights that a CPU runs in a moment.
+
+Also what the tests of it share: the number of threads, the embedded checkpoint and its digits.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-import numpy as np
+import pytest
 import torch
+from conftest import PROJECT
 from diffusers import (
     AutoencoderKLTemporalDecoder,
     EulerDiscreteScheduler,
     StableVideoDiffusionPipeline,
     UNetSpatioTemporalConditionModel,
 )
-from PIL import Image
 from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from Data_Augmentation_SVD.settings import GenerationSettings
-from utils.config import build_settings
+from Data_Sourcing.demo_dataset import run_demo_dataset
+from Data_Sourcing.settings import DemoDatasetSettings
+from utils.config import build_settings, read_yaml
 
 COMPONENTS = ("unet", "vae", "image_encoder", "scheduler", "feature_extractor")
 # The smallest at which these networks do not amplify rounding: with a fourth level, or flatter, the deepest GroupNorm
 # would be over two numbers, and no two orders of summation agree.
 SIZE_PX = 64
+EMBEDDED = PROJECT / "Data_Augmentation_SVD" / "small_svd"
+
+
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    """So many threads for torch's operations."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """For every test of a module that imports it: sums may depend on the number of threads, and a second one waits."""
+    with threads(1):
+        yield
 
 
 def build_tiny_pipeline() -> StableVideoDiffusionPipeline:
@@ -75,12 +101,6 @@ def build_tiny_pipeline() -> StableVideoDiffusionPipeline:
     return pipeline
 
 
-def smooth_image(seed: int, height: int = 48, width: int = 48) -> np.ndarray:
-    """uint8 (height, width, 3): coloured blobs."""
-    few = np.random.default_rng(seed).integers(0, 256, (5, 5, 3), dtype=np.uint8)
-    return np.asarray(Image.fromarray(few).resize((width, height), Image.Resampling.BICUBIC))
-
-
 def settings_for(data_root: Path, output: Path, model: Path | str, **keys) -> GenerationSettings:
     """A run of the generation stage with `svd` on the CPU, at the tiny size; anything counts as a clip."""
     content = {"data_root": str(data_root), "output_dir": str(output), "generator": "svd", "device": "cpu"}
@@ -88,3 +108,16 @@ def settings_for(data_root: Path, output: Path, model: Path | str, **keys) -> Ge
     content |= {"geometry": {"height": SIZE_PX, "width": SIZE_PX}, "svd": {"num_inference_steps": 3}}
     content |= {"checks": {"min_source_correlation": -1, "max_saturated_fraction": 1, "min_contrast": 0}}
     return build_settings(GenerationSettings, content | keys, "test")
+
+
+def settings_of_the_demo(data_root: Path, output: Path, **keys) -> GenerationSettings:
+    """The quickstart's clips: the embedded checkpoint, 12 steps, on the CPU."""
+    content = read_yaml(PROJECT / "Data_Augmentation_SVD" / "demo.yaml")
+    content |= {"data_root": str(data_root), "output_dir": str(output), "device": "cpu"}
+    return build_settings(GenerationSettings, content | {"diffusion_model": str(EMBEDDED)} | keys, "test")
+
+
+def write_digits(root: Path, **keys: int) -> Path:
+    """The quickstart's digits in the raw layout; `train_per_class` and `val_per_class` make them fewer."""
+    raw = read_yaml(PROJECT / "Data_Sourcing" / "demo_dataset.yaml") | {"output_dir": str(root)}
+    return run_demo_dataset(build_settings(DemoDatasetSettings, raw | keys, "test"))
