@@ -109,7 +109,7 @@ def _find_collapsed(brightness: np.ndarray, view: np.ndarray, min_source_correla
     if correlations[frame] >= min_source_correlation:
         return ""
     return (
-        f"collapsed: frame {frame} correlates {correlations[frame]:.2f} with its source, less than "
+        f"collapsed: frame {frame} correlates {correlations[frame]:.4f} with its source, less than "
         f"min_source_correlation={min_source_correlation:g}"
     )
 

@@ -22,7 +22,7 @@ def find_finished(
     todo = []
     for task in tasks:
         row = old.get(task.name)
-        if row is not None and _is_final(row, task, folders, settings.retry_failed):
+        if row is not None and is_final(row, task, folders, settings.retry_failed):
             made[task.name] = row
         else:
             todo.append(_next_attempt(task, row, settings))
@@ -47,7 +47,7 @@ def plan_clips(images: TinyImageNetAug, settings: GenerationSettings) -> list[Cl
     ]
 
 
-def _is_final(row: dict[str, Any], task: ClipTask, folders: SplitFolders, retry_failed: bool) -> bool:
+def is_final(row: dict[str, Any], task: ClipTask, folders: SplitFolders, retry_failed: bool) -> bool:
     """Whether a row stays: of the image that has this place now, and its clip unchanged on disk, or given up."""
     if any(str(row[name]) != str(value) for name, value in asdict(task.source).items()):
         return False

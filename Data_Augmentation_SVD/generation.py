@@ -7,23 +7,23 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 from Data_Augmentation_SVD.chunks import generate_chunks
-from Data_Augmentation_SVD.clip_plan import find_finished, plan_clips
+from Data_Augmentation_SVD.clip_plan import find_finished, is_final, plan_clips
 from Data_Augmentation_SVD.clip_writer import ClipMaker, ClipTask, ClipWriter
 from Data_Augmentation_SVD.dataset_card import write_dataset_card
 from Data_Augmentation_SVD.generation_stats import STATS_FILE, SessionStats, append_session
 from Data_Augmentation_SVD.generators import CLIP_GENERATORS, ClipGenerator
 from Data_Augmentation_SVD.settings import GenerationSettings
-from Data_Augmentation_SVD.shards import FREE_KEYS, find_changed_weights, open_shard, parse_shard
+from Data_Augmentation_SVD.shards import FREE_KEYS, find_changed_weights, open_shard, parse_shard, refuse_unmerged
 from Data_Augmentation_SVD.split_files import (
     Journal,
     SplitFolders,
-    is_unchanged,
     iterate_index_rows,
     journal_name,
     read_index_rows,
@@ -39,6 +39,7 @@ from utils.utils import progress
 
 log = logging.getLogger(__name__)
 _SUMMARY_EVERY = 200
+_SLIVER = 0.1  # of an image's area: what is left of it in the centre is hardly a picture of it
 
 
 def run_generation(settings: GenerationSettings) -> list[Path]:
@@ -54,16 +55,16 @@ def run_generation(settings: GenerationSettings) -> list[Path]:
     shard = parse_shard(settings.shard)
     run = _open(settings, shard)
     indices = [run.dir / f"{split}.csv" for split in settings.splits]
+    images = {
+        split: TinyImageNetAug(settings.data_root, split, settings.wnids_file, shard) for split in settings.splits
+    }
     if run.is_done(*(index.name for index in indices)) and all(
-        _is_whole(run.dir, split, settings) for split in settings.splits
+        _is_whole(run.dir, split, images[split], settings) for split in settings.splits
     ):
         log.info("%s: all clips are made; nothing to do", run.dir)
         if shard == (1, 1):
             write_dataset_card(settings.output_dir)  # a run killed right before its card
         return indices
-    images = {
-        split: TinyImageNetAug(settings.data_root, split, settings.wnids_file, shard) for split in settings.splits
-    }
     generator = CLIP_GENERATORS[settings.generator](settings)  # weights that cannot be had are no bad clips
     _require_same_weights(run, generator.describe())
     run.begin(generator.describe())
@@ -91,6 +92,7 @@ def _open(settings: GenerationSettings, shard: tuple[int, int]) -> Run:
     options = {"inputs": inputs, "free_keys": free_keys}
     if shard != (1, 1):
         return open_shard(settings, shard, **options)
+    refuse_unmerged(settings.output_dir)
     return open_run(settings, owned=_files_of(("train", "val")), replaced=_files_of(settings.splits), **options)
 
 
@@ -103,14 +105,19 @@ def _merge_command(settings: GenerationSettings) -> str:
     return f"Data_Augmentation_SVD.merge_shards output_dir={settings.output_dir}"
 
 
-def _is_whole(run_dir: Path, split: str, settings: GenerationSettings) -> bool:
-    """Whether an index stands, its journal is gone, its clips are as it says, and nothing is to be tried again."""
+def _is_whole(run_dir: Path, split: str, images: TinyImageNetAug, settings: GenerationSettings) -> bool:
+    """Whether an index stands, its journal is gone, and it names every clip of these images, as it is on disk."""
     if (run_dir / journal_name(split)).exists():
         return False
-    clips_dir = split_folders(settings.output_dir, split).clips
+    tasks = plan_clips(images, settings)
+    rows = iterate_index_rows(run_dir / f"{split}.csv")
+    folders = split_folders(settings.output_dir, split)
     return all(
-        is_unchanged(clips_dir, row) if row["status"] == STATUS_OK else not settings.retry_failed
-        for row in iterate_index_rows(run_dir / f"{split}.csv")
+        task is not None
+        and row is not None
+        and row["video_path"] == task.name
+        and is_final(row, task, folders, settings.retry_failed)
+        for task, row in zip_longest(tasks, rows)
     )
 
 
@@ -173,6 +180,9 @@ def generate_split(job: SplitJob) -> Path:
     write_table(rows, index_path, CLIP_INDEX)
     journal.remove()
     log.info("%d clips (%d bad): %s", len(rows), sum(row["status"] != STATUS_OK for row in rows), index_path)
+    slivers = sum(row["visible_fraction"] is not None and row["visible_fraction"] < _SLIVER for row in rows)
+    if slivers:
+        log.warning("%d clips show less than a tenth of their image; see visible_fraction", slivers)
     return index_path
 
 
@@ -197,7 +207,8 @@ def _make_clips(job: SplitJob, todo: list[ClipTask], made: dict[str, dict[str, A
         job.stop.raise_if_set()
     finally:
         if stats.num_clips:
-            append_session(job.run_dir, stats.summary(maker.round_trip_psnr_db))
+            with suppress(OSError):  # on a full disk, the first error is the one to tell
+                append_session(job.run_dir, stats.summary(maker.round_trip_psnr_db))
 
 
 class BadClipLimit:

@@ -32,8 +32,10 @@ class GeometrySettings(Settings):
             area). Multiples of 64.
         fit: `pad` keeps the whole image and its proportions and repeats the border's pixels around it; `crop` keeps
             the proportions and loses what sticks out; `stretch` keeps the whole image and distorts it.
-        output: `undo` removes the padding or the stretch; `centre_crop` scales the shorter side to `frame_size` and
-            keeps what is in the centre, distortion and padding included (as the paper did).
+        output: `undo` removes the padding or the stretch; the saved frame is square, so that of an image that is not,
+            the central square is left (`visible_fraction` in the index says how much). `centre_crop` scales the
+            shorter side to `frame_size` and keeps what is in the centre, distortion and padding included (as the
+            paper did).
     """
 
     height: _WorkingSize = 576
@@ -255,6 +257,12 @@ class ClipQualitySettings(Settings):
     sheet_clips: Annotated[int, Field(ge=0, le=400)] = 40  # a PNG of 20,000 rows is the most that viewers open
     num_previews: NonNegativeInt = 8
     overwrite: bool = False
+
+    @model_validator(mode="after")
+    def _is_beside_the_clips(self) -> ClipQualitySettings:
+        if self.output_dir.resolve().is_relative_to(self.clips_root.resolve()):
+            raise ValueError(f"output_dir: {self.output_dir} lies inside clips_root; choose a folder beside the clips")
+        return self
 
 
 class AdoptionSettings(Settings):

@@ -17,7 +17,7 @@ from typing import Any
 from Data_Augmentation_SVD.dataset_card import write_dataset_card
 from Data_Augmentation_SVD.generation_stats import STATS_FILE, read_sessions, write_sessions
 from Data_Augmentation_SVD.settings import GenerationSettings, MergeSettings
-from Data_Augmentation_SVD.split_files import clip_name, iterate_index_rows
+from Data_Augmentation_SVD.split_files import clip_name, iterate_index_rows, split_folders
 from Data_Augmentation_SVD.tiny_imagenet_aug import TinyImageNetAug
 from utils.artifacts import CLIP_INDEX, STATUS_OK, format_table
 from utils.config import build_settings, read_yaml
@@ -79,6 +79,19 @@ def open_shard(settings: GenerationSettings, shard: tuple[int, int], **options: 
     return open_run(own, owned=names, **options)
 
 
+def refuse_unmerged(output_dir: Path) -> None:
+    """Refuse a run without shards over shards that are not merged.
+
+    Raises:
+        InputError: there are some.
+    """
+    if (output_dir / SHARDS_FOLDER).exists() and not (output_dir / "config.yaml").exists():
+        raise InputError(
+            f"{output_dir / SHARDS_FOLDER}: shards that are not merged lie here; run merge_shards, or choose another "
+            "output_dir"
+        )
+
+
 def merge_shards(settings: MergeSettings) -> list[Path]:
     """Check the shards of an output folder for gaps, duplicates and disagreement, then write the common indices.
 
@@ -99,6 +112,7 @@ def merge_shards(settings: MergeSettings) -> list[Path]:
     }
     for split, num_images in totals.items():
         _check_split(folders, split, num_images, first)
+        _require_files(folders, split, split_folders(settings.output_dir, split).clips)
     for split in first.splits:
         _refuse_newer_index(folders, split, settings.output_dir)
     run.begin(_recorded_device(folders[0]))
@@ -191,6 +205,17 @@ def _check_split(folders: list[Path], split: str, num_images: int, settings: Gen
             what = f"has {twice} twice" if twice else what
             raise InputError(f"{index_path}: {what}; remove this index and run shard {part}/{len(folders)} again")
     _require_different_sources(folders, split)
+
+
+def _require_files(folders: list[Path], split: str, clips_dir: Path) -> None:
+    """Refuse an index whose clips are gone; what they hold is checked when they are loaded."""
+    for part, folder in enumerate(folders, start=1):
+        for row in iterate_index_rows(folder / f"{split}.csv"):
+            if row["status"] == STATUS_OK and not (clips_dir / row["video_path"]).is_file():
+                raise InputError(
+                    f"{folder / f'{split}.csv'}: its clip {row['video_path']} is gone from {clips_dir}; run shard "
+                    f"{part}/{len(folders)} again, then merge"
+                )
 
 
 def _require_different_sources(folders: list[Path], split: str) -> None:

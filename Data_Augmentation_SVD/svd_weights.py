@@ -142,7 +142,8 @@ def _explain_load_error(diffusion_model: str, is_local: bool, error: Exception) 
     first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     if is_local:
         return (
-            f"diffusion_model: {diffusion_model} is not a complete SVD checkpoint in diffusers' format ({first_line})"
+            f"diffusion_model: {diffusion_model} is not a complete SVD checkpoint in diffusers' format ({first_line}); "
+            "fetch or copy it again"
         )
     return _partial_cache(diffusion_model, first_line)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from Data_Sourcing.image_set import read_image_set
-from utils.images import read_rgb_image
+from utils.images import ImageError, read_rgb_image
 from utils.utils import derive_seed
 
 
@@ -65,6 +65,10 @@ class TinyImageNetAug:
         """One image: uint8 (H, W, 3), RGB, 0..255.
 
         Raises:
-            InputError: it cannot be decoded.
+            ImageError: it cannot be decoded; names the image as its index does.
         """
-        return read_rgb_image(self._paths[position])
+        path = self._paths[position]
+        try:
+            return read_rgb_image(path)
+        except ImageError as error:
+            raise ImageError(str(error).replace(str(path), self.sources[position].source_path)) from None

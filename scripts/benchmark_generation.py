@@ -256,8 +256,8 @@ def print_table(rows: list[dict[str, Any]], settings: GenerationBenchmarkSetting
         print(
             f"{row['arm']}: {row['height']} x {row['width']}, guidance {row['min_guidance_scale']:g} to "
             f"{row['max_guidance_scale']:g}, batch {row['batch_size']}, decode chunk {row['decode_chunk_size']}, "
-            f"compile {row['compile']}, offload {row['offload']}, {row['num_images']} images a repetition, "
-            f"networks wait on the {row['idle_networks']}"
+            f"compile {row['compile']}, offload {row['offload']}, {row['num_images']} images a repetition"
+            + (", idle networks on the CPU" if row["idle_networks"] == "cpu" else "")
         )
     compared = "max_difference" in ours
     print(

@@ -16,7 +16,7 @@ bench() {
     local keys=("$@")
     if [ -n "${DRY_RUN:-}" ]; then
         mapfile -t keys < <(printf '%s\n' "$@" | grep -vE '^(height|width|num_images|baseline_images|compile|profile)=')
-        keys+=(num_images=2 num_inference_steps=1 measure_memory=false)
+        keys+=(num_images=2 baseline_images=1 num_inference_steps=1 measure_memory=false)
     fi
     "$python" -m scripts.benchmark_generation "${target[@]}" skip_done=true "${keys[@]}" || failed=$((failed + 1))
 }

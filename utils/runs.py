@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import logging
@@ -215,6 +216,10 @@ def _make_folder(output_dir: Path) -> None:
         output_dir.mkdir(parents=True, exist_ok=True)
     except FileExistsError:
         raise InputError(f"output_dir: {output_dir} is a file; choose a folder") from None
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.ELOOP, errno.EPERM, errno.EINVAL):
+            raise
+        raise InputError(f"output_dir: {output_dir} cannot be made ({error.strerror}); choose another folder") from None
 
 
 def _lock_folder(output_dir: Path) -> IO[str]:

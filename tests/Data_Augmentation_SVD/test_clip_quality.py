@@ -212,9 +212,9 @@ def test_no_result_names_the_machine(measured):
 
 
 def test_published_index_has_no_sources(tmp_path):
-    write_clip_set(tmp_path, published=True)
+    clips_root = write_clip_set(tmp_path / "clips", published=True)
     settings = build_settings(
-        ClipQualitySettings, {"clips_root": str(tmp_path), "output_dir": str(tmp_path / "quality")}, "test"
+        ClipQualitySettings, {"clips_root": str(clips_root), "output_dir": str(tmp_path / "quality")}, "test"
     )
     output = run_clip_quality(settings)
     assert all(math.isnan(row["psnr_db"]) for row in frame_rows(output))
@@ -607,3 +607,9 @@ def test_all_published_val_clips(real_data, tmp_path):
     assert summary["energy_rising_fraction"] == pytest.approx(0.83, abs=0.01)
     assert summary["low_first_last_correlation_fraction"] == pytest.approx(0.13, abs=0.01)
     assert summary["num_faulty"] <= 45
+
+
+@pytest.mark.parametrize("inside", ["", "val", "quality"])
+def test_tables_do_not_go_among_the_clips(tmp_path, inside):
+    with pytest.raises(InputError, match="lies inside clips_root; choose a folder beside the clips"):
+        build_settings(ClipQualitySettings, {"clips_root": str(tmp_path), "output_dir": str(tmp_path / inside)}, "test")

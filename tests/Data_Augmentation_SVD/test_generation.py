@@ -333,6 +333,35 @@ def test_a_clip_damaged_in_a_finished_set_is_made_again(image_set, whole, tmp_pa
     assert content_of(tmp_path) == content_of(whole)
 
 
+@pytest.mark.parametrize(
+    "edit",
+    [
+        lambda lines: [],
+        lambda lines: lines[:1],
+        lambda lines: lines[:-2],
+        lambda lines: [lines[0], lines[2], lines[1], *lines[3:]],
+        lambda lines: [*lines[:2], lines[2].replace(",0,zero,", ",1,zero,"), *lines[3:]],
+    ],
+    ids=["empty", "no row", "rows missing", "another order", "another label"],
+)
+def test_an_edited_index_of_a_finished_set_is_written_again(image_set, whole, tmp_path, edit):
+    run_generation(settings_for(image_set, tmp_path))
+    index = tmp_path / "train.csv"
+    lines = index.read_text().splitlines(keepends=True)
+    index.write_text("".join(edit(lines)))
+    assert index.read_bytes() != (whole / "train.csv").read_bytes()
+    run_generation(settings_for(image_set, tmp_path))
+    assert content_of(tmp_path) == content_of(whole)
+
+
+def test_a_doubled_row_of_a_finished_set_is_named(image_set, tmp_path):
+    run_generation(settings_for(image_set, tmp_path))
+    lines = (tmp_path / "train.csv").read_text().splitlines(keepends=True)
+    (tmp_path / "train.csv").write_text("".join([*lines, lines[1]]))
+    with pytest.raises(InputError, match=r"train.csv line 8: '00000.mp4' stands already on line 2"):
+        run_generation(settings_for(image_set, tmp_path))
+
+
 def test_a_resumed_run_with_other_weights_or_type_is_refused(image_set, tmp_path, monkeypatch):
     facts = {"model_commit": "abc", "dtype": "float16", "name": "one"}
     monkeypatch.setattr(CameraMotionGenerator, "describe", lambda self: dict(facts))
@@ -1040,7 +1069,7 @@ def fork_exit(function: Callable[[], None]) -> int:
 MEASURE_RUN = """
 import resource, sys
 from pathlib import Path
-sys.path[:0] = [sys.argv[1]]
+sys.path[:0] = [sys.argv[1], str(Path(sys.argv[1]).parent)]
 from generation_runs import settings_for
 from Data_Augmentation_SVD.generation import run_generation
 

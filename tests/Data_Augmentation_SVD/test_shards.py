@@ -224,6 +224,16 @@ def test_a_merge_takes_what_the_shards_have_mended_since_the_last_one(image_set,
     assert [session["clips"] for session in read_sessions(out)] == [3, 1, 3]  # the second shard had nothing to mend
 
 
+def test_a_merge_without_one_of_the_clips_is_refused(image_set, whole, shards):
+    (shards / "train/00003.mp4").unlink()
+    with pytest.raises(InputError, match=r"its clip 00003.mp4 is gone from .*; run shard 2/3 again, then merge"):
+        merge(shards)
+    assert not (shards / "train.csv").exists()
+    run_shards(image_set, shards, 3, parts=[2])
+    merge(shards)
+    assert content_of(shards, without="shards") == content_of(whole)
+
+
 def test_a_killed_merge_is_done_again(image_set, whole, shards):
     def merge_and_die() -> None:
         exit_at_call(Path, "replace", 3, after=True)  # config and environment stand, train.csv too
@@ -393,7 +403,7 @@ def test_a_shard_in_the_folder_of_a_run_without_shards_is_refused(image_set, tmp
 @pytest.mark.parametrize("overwrite", [False, True])
 def test_a_run_without_shards_over_unmerged_shards_is_refused(image_set, shards, overwrite):
     sentence = refused(image_set, shards, overwrite=overwrite)
-    assert "out/train exists and was not made by a run recorded here" in sentence
+    assert "shards that are not merged lie here" in sentence
 
 
 @pytest.mark.parametrize(
