@@ -562,7 +562,7 @@ def made_shards(run, images) -> Path:
 
 
 def test_whole_run_over_shards_that_are_not_merged(refuse, made_shards):
-    says = ["made/train exists and was not made by a run recorded here"]
+    says = ["made/shards: shards that are not merged lie here; run merge_shards"]
     refuse(GENERATE, None, says=says)
 
 
