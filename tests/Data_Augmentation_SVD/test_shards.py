@@ -18,12 +18,14 @@ from generation_runs import (
     NUM_CLIPS,
     SPLITS,
     break_image,
+    clip_hashes,
     content_of,
     plant_faults,
     raising,
     rows_of,
     settings_for,
     stamps_of,
+    write_shuffled,
 )
 from PIL import Image
 from samples import random_image, write_image_set, write_raw_set
@@ -38,7 +40,6 @@ from Data_Augmentation_SVD.split_files import Journal, read_index_rows
 from utils.artifacts import CLIP_INDEX, IMAGE_INDEX, read_table, write_table
 from utils.config import build_settings, dump_yaml, read_yaml
 from utils.errors import InputError
-from utils.files import sha256_file
 from utils.indices import read_clip_index, shard_range
 from utils.runs import open_run
 
@@ -50,20 +51,6 @@ def run_shards(data_root: Path, output: Path, num_parts: int, *, parts: list[int
 
 def merge(output: Path, **keys) -> list[Path]:
     return merge_shards(build_settings(MergeSettings, {"output_dir": str(output)} | keys, "test"))
-
-
-def clip_hashes(output: Path) -> set[str]:
-    return {sha256_file(path) for path in output.rglob("*.mp4")}
-
-
-def shuffled(data_root: Path, target: Path) -> Path:
-    """The same images in another order of the index."""
-    shutil.copytree(data_root, target)
-    for split in SPLITS:
-        write_table(
-            read_table(data_root / f"{split}.csv", IMAGE_INDEX).iloc[::-1], target / f"{split}.csv", IMAGE_INDEX
-        )
-    return target
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +95,7 @@ def test_the_parts_of_a_range_are_the_range(num_items, num_parts):
 def test_shards_add_up_to_the_whole_run(image_set, whole, tmp_path, num_parts, order):
     data_root, reference = image_set, whole
     if order == "another":
-        data_root, reference = shuffled(image_set, tmp_path / "images"), tmp_path / "reference"
+        data_root, reference = write_shuffled(image_set, tmp_path / "images"), tmp_path / "reference"
         run_generation(settings_for(data_root, reference))
     output = tmp_path / "out"
     run_shards(data_root, output, num_parts)
@@ -376,7 +363,7 @@ def test_shards_of_another_number_of_images_are_refused(image_set, tmp_path):
 
 def test_one_shard_of_changed_images_is_refused(image_set, tmp_path):
     run_shards(image_set, tmp_path / "out", 2, parts=[1])
-    run_shards(shuffled(image_set, tmp_path / "images"), tmp_path / "out", 2, parts=[2])
+    run_shards(write_shuffled(image_set, tmp_path / "images"), tmp_path / "out", 2, parts=[2])
     with pytest.raises(InputError, match=r"2-of-2 was made with other settings than .*train_index: other content"):
         merge(tmp_path / "out")
 
