@@ -15,7 +15,7 @@ from Data_Augmentation_SVD.settings import SmallSvdSettings
 from Data_Augmentation_SVD.small_svd_data import ClipBatches, SurveyedClips
 from Data_Augmentation_SVD.small_svd_diffusion import compute_unet_loss, compute_vae_loss, encode_images, scale_pixels
 from Data_Augmentation_SVD.small_svd_models import build_image_encoder, build_unet, build_vae
-from utils.training import Recipe
+from utils.learner import Recipe
 from utils.utils import progress, set_seed
 
 log = logging.getLogger(__name__)

@@ -1,28 +1,31 @@
-"""Checkpoints: self-describing safetensors weights, resumable state, the paper's `.pth.tar`; no pickle ever runs."""
+"""Checkpoints: weights that describe themselves and prove that they are whole; the paper's `.pth.tar`; no pickle."""
 
 from __future__ import annotations
 
 import json
-import pickle
-import struct
-import zipfile
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-import safetensors
-import safetensors.torch
 import torch
 
 from utils.errors import InputError
-from utils.files import atomic_path, write_bytes
+from utils.files import atomic_path, sha256_file
 from utils.indices import ClassInfo, require_same_classes
 from utils.settings import TrainingSettings
+from utils.sidecar import BEST_FILE, read_sidecar, require_recorded
+from utils.tensor_files import (
+    HashingWriter,
+    StateDict,
+    compute_sha256,
+    is_torch_file,
+    load_torch,
+    open_hashing,
+    open_safetensors,
+    write_safetensors,
+)
 
-_METADATA_KEY = "description"
-StateDict = dict[str, torch.Tensor]
+_DESCRIPTION_KEY, _SHA256_KEY = "description", "sha256"
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,11 @@ class ModelDescription:
         selection_split: the split on which this epoch was the best.
         epoch: 1-based.
         metric: name and value of what was compared.
+        start: `random`, `imagenet`, or `checkpoint:` and the first 16 digits of that file's SHA-256.
+        trained_on: kind of input, sha256 of the index and of the hold-out (or None), num_items, is_paired, ...
+        selected_on: split and num_items of what chose this epoch.
+        protocol_values: what the protocol sets, as it was in this run.
+        update: optimizer steps up to here.
     """
 
     type: str
@@ -55,6 +63,11 @@ class ModelDescription:
     selection_split: str
     epoch: int
     metric: dict[str, float | str]
+    start: str = "random"
+    trained_on: dict[str, Any] = field(default_factory=dict)
+    selected_on: dict[str, Any] = field(default_factory=dict)
+    protocol_values: dict[str, Any] = field(default_factory=dict)
+    update: int = 0
 
     def to_json(self) -> str:
         """As one line of JSON."""
@@ -66,6 +79,8 @@ class ModelDescription:
         content = json.loads(text)
         classes = tuple(ClassInfo(**item) for item in content.pop("classes"))
         content["input"]["image_size"]  # every input has one
+        if missing := {item.name for item in fields(cls)} - content.keys() - {"classes"}:
+            raise KeyError(f"it lacks {', '.join(sorted(missing))}")
         mean, std = tuple(content.pop("mean")), tuple(content.pop("std"))
         if len(mean) != 3 or len(std) != 3:
             raise ValueError("mean and std must have three numbers")
@@ -80,8 +95,18 @@ def describe_run(
     form: dict[str, Any],
     *,
     train_input: str,
+    trained_on: dict[str, Any] | None = None,
+    selected_on: dict[str, Any] | None = None,
+    start: str | None = None,
 ) -> ModelDescription:
-    """What a training run's weights will say of themselves; epoch and metric follow when they are written."""
+    """What a training run's weights will say of themselves; epoch, update and metric follow when they are written.
+
+    Args:
+        form: the description's `input`.
+        selected_on: None where the reported split chooses the epoch.
+        start: None is what `settings.weights` names.
+    """
+    selected_on = selected_on or {"split": "val"}
     return ModelDescription(
         type=model_type,
         options=options,
@@ -90,12 +115,22 @@ def describe_run(
         mean=settings.mean,
         std=settings.std,
         train_input=train_input,
-        protocol=settings.protocol,
+        protocol=settings.protocol_label,
         seed=settings.seed,
-        selection_split="val",
+        selection_split=selected_on["split"],
         epoch=0,
         metric={},
+        start=describe_start(settings.weights) if start is None else start,
+        trained_on=trained_on or {},
+        selected_on=selected_on,
+        protocol_values=dict(settings.protocol_values),
     )
+
+
+def describe_start(weights: str) -> str:
+    """What a run starts from: `random`, `imagenet`, or `checkpoint:` and 16 digits of the file's SHA-256."""
+    named = {"none": "random", "imagenet": "imagenet"}
+    return named.get(weights) or f"checkpoint:{sha256_file(Path(weights))[:16]}"
 
 
 def require_start_classes(settings: TrainingSettings, classes: tuple[ClassInfo, ...], index_path: Path) -> None:
@@ -111,66 +146,94 @@ def require_start_classes(settings: TrainingSettings, classes: tuple[ClassInfo, 
 
 
 def write_weights(path: Path, state_dict: StateDict, description: ModelDescription) -> None:
-    """Write weights as safetensors with their description, atomically."""
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state_dict.items()}
-    # Bytes first: safetensors' own writer reports a full disk as an error of another type, without the file's name.
-    write_bytes(path, safetensors.torch.save(tensors, metadata={_METADATA_KEY: description.to_json()}))
+    """Write weights as safetensors with their description and SHA-256, atomically."""
+    with atomic_path(path) as partial, open_hashing(partial, path) as file:
+        save_weights(file, state_dict, description)
+
+
+def save_weights(file: HashingWriter, state_dict: StateDict, description: ModelDescription) -> None:
+    """Write into an open file what `read_weights` reads."""
+    text = description.to_json()
+    metadata = {_DESCRIPTION_KEY: text, _SHA256_KEY: compute_sha256(text, state_dict)}
+    write_safetensors(file, state_dict, metadata)
 
 
 def read_weights(path: Path) -> tuple[StateDict, ModelDescription | None]:
     """Read weights: ours (safetensors), a torch state dict, or the paper's `model_best.pth.tar`.
 
+    Ours are whole, or refused: every bit that matters is under the file's own SHA-256. Where a run's sidecar lies
+    beside them, they are that run's, too.
+
     Returns:
         the state dict on the CPU, and the description (None for files that are not ours).
 
     Raises:
-        InputError: no such file, truncated, not a checkpoint, or one that would run code.
+        InputError: no such file, truncated, damaged, swapped, not a checkpoint, or one that would run code.
     """
-    if not path.is_file():
-        raise InputError(f"{path}: there is no checkpoint; train the model first, or correct the path")
-    if _is_torch_file(path):
-        return _state_dict_of(_load_torch(path), path), None
-    with _open_safetensors(path) as file:
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-        return tensors, _description_of(file, path)
+    if path.name == BEST_FILE and (accepted := read_sidecar(path.parent)) is not None:
+        require_recorded(path, accepted, is_whole_weights)
+    _require_file(path)
+    return _read_unrecorded(path)
+
+
+def verify_weights(path: Path) -> ModelDescription | None:
+    """Check all of a weights file, before anything expensive starts; returns what it says of itself.
+
+    Raises:
+        InputError: as `read_weights`.
+    """
+    return read_weights(path)[1]
+
+
+def is_whole_weights(path: Path) -> bool:
+    """Whether a file can be read as weights, of whatever run."""
+    try:
+        _read_unrecorded(path)
+    except InputError:
+        return False
+    return True
 
 
 def read_description(path: Path) -> ModelDescription | None:
     """What a weights file says of itself, without reading its tensors; None for files that are not ours.
 
     Raises:
-        InputError: as `read_weights`.
+        InputError: no such file, truncated, or not a checkpoint.
     """
+    _require_file(path)
+    if is_torch_file(path):
+        return None
+    with open_safetensors(path) as file:
+        return _description_of(file.metadata() or {}, path)
+
+
+def _read_unrecorded(path: Path) -> tuple[StateDict, ModelDescription | None]:
+    if is_torch_file(path):
+        return _state_dict_of(load_torch(path), path), None
+    with open_safetensors(path) as file:
+        metadata = file.metadata() or {}
+        description = _description_of(metadata, path)
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+    if description is not None and compute_sha256(metadata[_DESCRIPTION_KEY], tensors) != metadata[_SHA256_KEY]:
+        raise InputError(f"{path}: is damaged (its SHA-256 differs); restore it or train again")
+    return tensors, description
+
+
+def _require_file(path: Path) -> None:
     if not path.is_file():
         raise InputError(f"{path}: there is no checkpoint; train the model first, or correct the path")
-    if _is_torch_file(path):
+
+
+def _description_of(metadata: dict[str, str], path: Path) -> ModelDescription | None:
+    if not {_DESCRIPTION_KEY, _SHA256_KEY} & metadata.keys():
         return None
-    with _open_safetensors(path) as file:
-        return _description_of(file, path)
-
-
-def write_training_state(path: Path, state: dict[str, Any]) -> None:
-    """Write everything that resume needs, atomically; the previous file stays until the new one is whole."""
     try:
-        with atomic_path(path) as partial, partial.open("wb") as file:
-            torch.save(state, file)
-    except RuntimeError as error:
-        # torch hides a full disk behind an error of its own while it closes the archive.
-        if isinstance(error.__context__, OSError):
-            raise OSError(error.__context__.errno, error.__context__.strerror, str(path)) from None
-        raise
-
-
-def read_training_state(path: Path) -> dict[str, Any]:
-    """Read what `write_training_state` wrote; tensors and plain values only.
-
-    Raises:
-        InputError: truncated, or not a training state.
-    """
-    state = _load_torch(path)
-    if not isinstance(state, dict) or not {"model", "optimizer", "epoch"} <= state.keys():
-        raise InputError(f"{path}: is not a training state of this project; remove it, or pass overwrite=true")
-    return state
+        description = ModelDescription.from_json(metadata[_DESCRIPTION_KEY])
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise InputError(f"{path}: its description cannot be read ({error}); train again with this version") from None
+    if _SHA256_KEY not in metadata:
+        raise InputError(f"{path}: has no SHA-256 (an older version wrote it); train again with this version")
+    return description
 
 
 def load_state(model: torch.nn.Module, state_dict: StateDict, path: Path) -> None:
@@ -194,60 +257,6 @@ def load_state(model: torch.nn.Module, state_dict: StateDict, path: Path) -> Non
             "classifier_width"
         )
     model.load_state_dict(state_dict)
-
-
-def _is_torch_file(path: Path) -> bool:
-    return _is_zip(path) or path.suffix in (".pth", ".pt", ".tar")
-
-
-def _is_zip(path: Path) -> bool:
-    try:
-        return zipfile.is_zipfile(path)
-    except zipfile.BadZipFile:  # Python 3.11 raises on a damaged end record
-        return True
-
-
-@contextmanager
-def _open_safetensors(path: Path) -> Iterator[Any]:
-    try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            yield file
-    except (safetensors.SafetensorError, OSError) as error:
-        raise InputError(f"{path}: is truncated or not a checkpoint ({error}); restore it or train again") from None
-
-
-def _description_of(file: Any, path: Path) -> ModelDescription | None:
-    metadata = file.metadata() or {}
-    if _METADATA_KEY not in metadata:
-        return None
-    try:
-        return ModelDescription.from_json(metadata[_METADATA_KEY])
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise InputError(f"{path}: its description cannot be read ({error}); train again with this version") from None
-
-
-# What torch.load has been seen to raise on truncated and damaged files.
-_DAMAGE = (RuntimeError, EOFError, OSError, ValueError, LookupError, AttributeError, TypeError, AssertionError)
-_DAMAGE += (struct.error, zipfile.BadZipFile)
-
-
-def _load_torch(path: Path) -> Any:
-    try:
-        with path.open("rb") as file:  # given a name, torch goes by its ending
-            return torch.load(file, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        if _is_zip(path):
-            raise InputError(
-                f"{path}: holds Python objects that could run code, and was not loaded; save tensors and plain "
-                "values only"
-            ) from None
-        raise InputError(f"{path}: is truncated or not a checkpoint ({_first_line(error)}); restore it") from None
-    except _DAMAGE as error:
-        raise InputError(f"{path}: is truncated or not a checkpoint ({_first_line(error)}); restore it") from None
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:120]
 
 
 def _state_dict_of(content: Any, path: Path) -> StateDict:

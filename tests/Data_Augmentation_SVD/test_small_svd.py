@@ -42,7 +42,7 @@ from Data_Augmentation_SVD.small_svd_models import (
 )
 from Data_Augmentation_SVD.small_svd_samples import generate_clips, measure_clip_motion_px
 from utils.artifacts import read_table
-from utils.checkpoints import read_training_state
+from utils.tensor_files import read_training_state
 from utils.clips import write_clip
 from utils.config import build_settings, read_yaml
 from utils.errors import InputError
