@@ -110,18 +110,39 @@ CLIP_INDEX = Table(
     ),
     unique=("video_path",),
 )
+HOLD_OUT = Table(
+    "hold-out",
+    (
+        Column("source_sha256"),
+        Column("label", "int", minimum=0),
+        Column("part", choices=("train", "hold_out")),
+        Column("pairing", choices=("paired", "unpaired")),
+        Column("fraction", "float", minimum=0),
+        Column("seed", "int"),
+    ),
+    unique=("source_sha256",),
+)
 HISTORY = Table(
     "history",
     (
-        Column("epoch", "int", minimum=1),
+        *(Column(name, "int", minimum=1) for name in ("epoch", "update")),
         *(Column(name, "float") for name in ("learning_rate", "train_loss", "train_top1_fraction")),
-        *(Column(name, "float") for name in ("val_loss", "val_top1_fraction")),
-        Column("val_top3_fraction", "float", nullable=True),
+        *(Column(name, "float") for name in ("selection_loss", "selection_top1_fraction")),
+        Column("selection_top3_fraction", "float", nullable=True),
     ),
     unique=("epoch",),
 )
+UPDATES = Table(
+    "updates",
+    (
+        *(Column(name, "int", minimum=1) for name in ("update", "epoch")),
+        *(Column(name, "float") for name in ("learning_rate", "train_loss")),
+    ),
+    unique=("update",),
+)
 _RUN = (
-    *_text("run_id", "protocol", "arm", "model", "train_input", "test_input", "split", "selection_split"),
+    *_text("run_id", "protocol", "arm", "model", "start_weights", "train_input", "test_input"),
+    *_text("split", "selection_split"),
     Column("seed", "int", nullable=True),
 )
 RUN_COLUMNS = tuple(column.name for column in _RUN)

@@ -251,8 +251,8 @@ def test_headers_are_the_published_ones():
 
 
 def test_history_leaves_top3_empty_where_there_are_two_classes():
-    row = dict.fromkeys(HISTORY.column_names, 0.5) | {"epoch": 1, "val_top3_fraction": None}
-    assert format_table([row], HISTORY, header=False) == "1,0.5,0.5,0.5,0.5,0.5,\n"
+    row = dict.fromkeys(HISTORY.column_names, 0.5) | {"epoch": 1, "update": 7, "selection_top3_fraction": None}
+    assert format_table([row], HISTORY, header=False) == "1,7,0.5,0.5,0.5,0.5,0.5,\n"
 
 
 # ---------------------------------------------------------------------------------------------------------------------

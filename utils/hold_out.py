@@ -1,0 +1,183 @@
+"""The hold-out: the part of a training set that chooses the best epoch, so that the reported split never does.
+
+It is drawn once, by source image and class, and written to a file that every arm of a comparison reads: the original,
+all clips and all frames of one image are on one side. Clips whose source is unknown are held out by clip, and the run
+is marked unpaired.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from utils.artifacts import HOLD_OUT, read_table, write_table
+from utils.errors import InputError
+from utils.files import sha256_file
+from utils.indices import ItemIndex
+
+_TRAIN, _HELD = "train", "hold_out"
+_PAIRINGS = {True: "paired", False: "unpaired"}
+
+
+@dataclass(frozen=True)
+class HoldOut:
+    """Both parts of an index.
+
+    Attributes:
+        train_positions, held_positions: int64, rows of the index in their order.
+        is_paired: whether every row's source image is known, so that arms can be compared item by item.
+        sha256: of the hold-out's file.
+    """
+
+    train_positions: np.ndarray
+    held_positions: np.ndarray
+    is_paired: bool
+    sha256: str
+
+
+def source_ids(index: ItemIndex) -> tuple[list[str], bool]:
+    """What each row was made from: its source image's SHA-256, or the row's own path where that is unknown.
+
+    Returns:
+        one id a row, and whether all sources are known.
+    """
+    # A clip's own hash is no name for its source: only an image index may use `sha256`.
+    known, path = ("sha256", "image_path") if "image_path" in index.table else ("source_sha256", "video_path")
+    sources = index.table[known] if known in index.table else pd.Series("", index=index.table.index)
+    return sources.where(sources != "", index.table[path]).tolist(), bool((sources != "").all())
+
+
+def draw_hold_out(sources: Mapping[str, int], fraction: float, seed: int) -> set[str]:
+    """The sources to hold out: of each class the share `fraction`, at least one and not all.
+
+    They are those with the smallest SHA-256 of `seed:source`, which no order of rows changes; and an image that is
+    added or removed moves few others.
+
+    Args:
+        sources: id -> label.
+
+    Raises:
+        InputError: a class has only one source.
+    """
+    by_label: dict[int, list[str]] = defaultdict(list)
+    for source, label in sources.items():
+        by_label[label].append(source)
+    held: set[str] = set()
+    for label, members in sorted(by_label.items()):
+        if len(members) < 2:
+            raise InputError(
+                f"hold_out: class {label} has one source only, {members[0]}; add images, remove the class, or set "
+                "selection: val"
+            )
+        count = min(max(round(fraction * len(members)), 1), len(members) - 1)
+        held |= set(sorted(members, key=lambda source: hashlib.sha256(f"{seed}:{source}".encode()).digest())[:count])
+    return held
+
+
+def split_hold_out(index: ItemIndex, path: Path, *, fraction: float, seed: int) -> HoldOut:
+    """Divide an index by the hold-out's file; where there is none, draw it from this index and write it.
+
+    Two processes may come at once: one draws, the other reads.
+
+    Args:
+        path: of the file; it lists sources, and an index may lack some of them but have no other.
+
+    Raises:
+        InputError: the file was drawn with other settings or from another data set, or was edited.
+    """
+    sources, is_paired = source_ids(index)
+    labels = _labels_of(index, sources)
+    if not path.exists():
+        with _only_one(path):
+            if not path.exists():  # another process may just have drawn
+                _write(labels, path, fraction, seed, _PAIRINGS[is_paired])
+    table = read_table(path, HOLD_OUT)
+    _require_settings(table, path, fraction, seed)
+    _require_pairing(table, path, index, is_paired)
+    _require_sources(table, path, index, labels)
+    held = set(table["source_sha256"][table["part"] == _HELD])
+    is_held = np.array([source in held for source in sources])
+    if is_held.all() or not is_held.any():
+        part = "training" if is_held.all() else "hold-out"
+        raise InputError(f"{path}: no row of {index.index_path} is in the {part} part; use an index with more sources")
+    return HoldOut(np.flatnonzero(~is_held), np.flatnonzero(is_held), is_paired, sha256_file(path))
+
+
+def _labels_of(index: ItemIndex, sources: list[str]) -> dict[str, int]:
+    labels: dict[str, int] = {}
+    for source, label in zip(sources, index.labels, strict=True):
+        if labels.setdefault(source, label) != label:
+            raise InputError(
+                f"{index.index_path}: source {source} has label {labels[source]} and label {label}; one image cannot "
+                "be on both sides: remove the rows of one of them"
+            )
+    return labels
+
+
+def _write(labels: Mapping[str, int], path: Path, fraction: float, seed: int, pairing: str) -> None:
+    held = draw_hold_out(labels, fraction, seed)
+    common = {"pairing": pairing, "fraction": fraction, "seed": seed}
+    rows = [
+        {"source_sha256": source, "label": labels[source], "part": _HELD if source in held else _TRAIN, **common}
+        for source in sorted(labels)
+    ]
+    write_table(rows, path, HOLD_OUT)
+
+
+@contextmanager
+def _only_one(path: Path) -> Iterator[None]:
+    """Let one process after the other in; the system lets go of a killed one's lock."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.with_name(f".{path.name}.lock").open("a") as lock:
+        fcntl.lockf(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _require_settings(table: pd.DataFrame, path: Path, fraction: float, seed: int) -> None:
+    for key, wanted in (("fraction", float(f"{fraction:.6g}")), ("seed", seed)):  # as the table writes it
+        for line, found in table[key].items():
+            if found != wanted:
+                raise InputError(
+                    f"{path} line {line}: was drawn with hold_out.{key}={found}, not {wanted}; set it so, or set "
+                    "hold_out.file to another file"
+                )
+    drawn = draw_hold_out(dict(zip(table["source_sha256"], table["label"], strict=True)), fraction, seed)
+    for line, row in table.iterrows():
+        if (row["source_sha256"] in drawn) != (row["part"] == _HELD):
+            raise InputError(
+                f"{path} line {line}: {row['source_sha256']} is in part {row['part']!r}, but was not drawn so: the "
+                "file was edited; restore it, or set hold_out.file to another file"
+            )
+
+
+def _require_pairing(table: pd.DataFrame, path: Path, index: ItemIndex, is_paired: bool) -> None:
+    if (found := set(table["pairing"])) != {_PAIRINGS[is_paired]}:
+        ours = "knows the source of every row" if is_paired else "has clips without a known source"
+        raise InputError(
+            f"{path}: is {' and '.join(sorted(found))}, but {index.index_path} {ours}; set hold_out.file to another "
+            "file: paired and unpaired runs share no hold-out"
+        )
+
+
+def _require_sources(table: pd.DataFrame, path: Path, index: ItemIndex, labels: Mapping[str, int]) -> None:
+    known = dict(zip(table["source_sha256"], table["label"], strict=True))
+    if missing := [source for source in labels if source not in known]:
+        raise InputError(
+            f"{path}: was drawn from another data set than {index.index_path}: {len(missing)} of {len(labels)} sources "
+            f"are not in it, the first: {missing[0]}; delete it and begin with the arm that has most sources, or set "
+            "hold_out.file to another file"
+        )
+    for source, label in labels.items():
+        if known[source] != label:
+            raise InputError(
+                f"{path}: {source} has label {known[source]}, but {label} in {index.index_path}; use the class list "
+                "that it was drawn with, or set hold_out.file to another file"
+            )
