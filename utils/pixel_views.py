@@ -1,0 +1,149 @@
+"""Other items from the same pixels, without copies: single frames, static clips, originals mixed with frames."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+
+from utils.pixels import Pixels, Positions
+
+
+class _View(Pixels):
+    """Items that other pixels' frames make up."""
+
+    def __init__(self, pixels: Pixels) -> None:
+        self._pixels = pixels
+        self.item_shape = (1, *pixels.item_shape[1:])
+
+    def __len__(self) -> int:
+        return len(self._pixels)
+
+    @abstractmethod
+    def _on(self, pixels: Pixels) -> Pixels:
+        """This view of other pixels."""
+
+    @property
+    def num_bytes(self) -> int:
+        """What they take when resident."""
+        return self._pixels.num_bytes
+
+    def _gather_frames(self, index: torch.Tensor) -> torch.Tensor:
+        return self._pixels._gather_frames(index)
+
+    def _moved_to(self, device: torch.device, on_item: Callable[[], None]) -> Pixels:
+        return self._on(self._pixels._moved_to(device, on_item))
+
+
+class AllFrames(_View):
+    """Every frame an item of its own: item i * T + t is frame t of clip i."""
+
+    def __len__(self) -> int:
+        return len(self._pixels) * self._pixels.item_shape[0]
+
+    def _frame_index(self, positions: torch.Tensor) -> torch.Tensor:
+        num_frames = self._pixels.item_shape[0]
+        frames = self._pixels._frame_index(positions // num_frames)  # (T, B)
+        return frames.gather(0, (positions % num_frames)[None])  # (1, B)
+
+    def _on(self, pixels: Pixels) -> Pixels:
+        return AllFrames(pixels)
+
+
+class OneFrame(_View):
+    """Frame `t` of every clip, from 0."""
+
+    def __init__(self, pixels: Pixels, t: int) -> None:
+        super().__init__(pixels)
+        if not 0 <= t < pixels.item_shape[0]:
+            raise ValueError(f"t must be in 0..{pixels.item_shape[0] - 1}, not {t}")
+        self._t = t
+
+    def _frame_index(self, positions: torch.Tensor) -> torch.Tensor:
+        return self._pixels._frame_index(positions)[self._t : self._t + 1]  # (1, B)
+
+    def _on(self, pixels: Pixels) -> Pixels:
+        return OneFrame(pixels, self._t)
+
+
+class Static(_View):
+    """Every image as a clip of `num_frames` equal frames."""
+
+    def __init__(self, pixels: Pixels, num_frames: int) -> None:
+        super().__init__(pixels)
+        if pixels.item_shape[0] != 1:
+            raise ValueError(f"a static clip is made of an image, not of {pixels.item_shape[0]} frames; take OneFrame")
+        self.item_shape = (num_frames, *pixels.item_shape[1:])
+
+    def _frame_index(self, positions: torch.Tensor) -> torch.Tensor:
+        return self._pixels._frame_index(positions).expand(self.item_shape[0], -1)  # (1, B) -> (T, B)
+
+    def _on(self, pixels: Pixels) -> Pixels:
+        return Static(pixels, self.item_shape[0])
+
+
+class Mixed(Pixels):
+    """Original images, each replaced with probability p by a random frame of one of its clips.
+
+    Args:
+        originals: images.
+        clips: of the same height and width, and with buffers of their own (no other view of the originals).
+        clip_of_item: per original the positions of its clips; one without clips stays as it is.
+        probability: 0 gives the originals, 1 a frame of a clip wherever there is one.
+    """
+
+    def __init__(
+        self, originals: Pixels, clips: Pixels, clip_of_item: Sequence[np.ndarray], probability: float
+    ) -> None:
+        if originals.item_shape != (1, *clips.item_shape[1:]):
+            raise ValueError(f"originals {originals.item_shape} and clips {clips.item_shape} (T, H, W) do not fit")
+        if len(clip_of_item) != len(originals):
+            raise ValueError(f"clip_of_item has {len(clip_of_item)} entries for {len(originals)} originals")
+        self.item_shape = originals.item_shape
+        self._originals, self._clips, self._frames = originals, clips, AllFrames(clips)
+        self._clip_of_item, self._probability = clip_of_item, probability
+        self._counts = torch.tensor([len(clips_of) for clips_of in clip_of_item])
+        self._starts = self._counts.cumsum(0) - self._counts
+        self._clip_positions = torch.as_tensor(np.concatenate([np.asarray(c, np.int64) for c in clip_of_item]))
+
+    def __len__(self) -> int:
+        return len(self._originals)
+
+    @property
+    def num_bytes(self) -> int:
+        """What they take when resident."""
+        return self._originals.num_bytes + self._clips.num_bytes
+
+    def gather(self, positions: Positions, generator: torch.Generator | None = None) -> torch.Tensor:
+        """As in `Pixels`; the draws are on the CPU, three an item, whatever comes of them."""
+        positions = self._checked(positions)
+        batch = self._originals.gather(positions)
+        replaced, frames = self._draw(positions, generator)
+        if len(replaced):
+            images = batch.permute(2, 0, 3, 4, 1)[0]  # (B, 3, 1, H, W) -> (B, H, W, C), as in memory
+            images.index_copy_(0, replaced.to(images.device), self._frames.gather(frames).permute(2, 0, 3, 4, 1)[0])
+        return batch
+
+    def _draw(self, positions: torch.Tensor, generator: torch.Generator | None) -> tuple[torch.Tensor, torch.Tensor]:
+        """Which items of the batch are replaced, and by which frames: two int64 (R,)."""
+        chance, clip, frame = torch.rand(3, len(positions), generator=generator, dtype=torch.float64)
+        counts = self._counts[positions]
+        replaced = ((chance < self._probability) & (counts > 0)).nonzero().flatten()
+        number = self._starts[positions] + (clip * counts).long()
+        num_frames = self._clips.item_shape[0]
+        frame_number = (frame * num_frames).long()
+        return replaced, self._clip_positions[number[replaced]] * num_frames + frame_number[replaced]
+
+    def _frame_index(self, positions: torch.Tensor) -> torch.Tensor:
+        """None: the frames of a draw are in two places."""
+        raise TypeError("mixed items are drawn anew in every batch; build views below Mixed, not above it")
+
+    def _gather_frames(self, index: torch.Tensor) -> torch.Tensor:
+        """None, see `_frame_index`."""
+        raise TypeError("mixed items are drawn anew in every batch; build views below Mixed, not above it")
+
+    def _moved_to(self, device: torch.device, on_item: Callable[[], None]) -> Pixels:
+        originals, clips = (pixels._moved_to(device, on_item) for pixels in (self._originals, self._clips))
+        return Mixed(originals, clips, self._clip_of_item, self._probability)
