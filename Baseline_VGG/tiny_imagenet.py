@@ -5,12 +5,12 @@ from __future__ import annotations
 import torch
 from torch.utils.data import Dataset
 
-from utils.images import read_rgb_image, resize_and_centre_crop
 from utils.indices import ItemIndex
+from utils.sources import image_files
 
 
 class TinyImageNet(Dataset):
-    """Images as (uint8 (3, image_size, image_size) RGB 0..255, label).
+    """Images as (uint8 (3, image_size, image_size) RGB 0..255, label), the pixels that training sees.
 
     Args:
         index: from `Data_Sourcing.image_set.read_image_set`.
@@ -18,11 +18,11 @@ class TinyImageNet(Dataset):
     """
 
     def __init__(self, index: ItemIndex, *, image_size: int = 224) -> None:
-        self._paths, self._labels, self._image_size = index.paths, index.labels, image_size
+        self._files, self._labels = image_files(index, image_size), index.labels
 
     def __len__(self) -> int:
-        return len(self._paths)
+        return len(self._labels)
 
     def __getitem__(self, position: int) -> tuple[torch.Tensor, int]:
-        image = resize_and_centre_crop(read_rgb_image(self._paths[position]), self._image_size)
+        image = self._files.read(position)[0]
         return torch.from_numpy(image.copy()).permute(2, 0, 1), self._labels[position]  # (H, W, C) -> (C, H, W)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import AliasChoices, Field
 
@@ -24,11 +24,11 @@ class InflatedSettings(TrainingSettings):
         init: `center` or `average`, see `Inflated_3D_VGG.vgg_inflated.inflate`.
         temporal_padding: `zeros` or `replicate`, in time only.
         copy_bn_stats: False drops BatchNorm's running statistics, as the published code did.
+        temporal_conv: `four_product` computes clips of three frames with fewer operations, to the same result but for
+            rounding; `conv3d` does not. Other clips, and `temporal_padding: replicate`, are always computed by `conv3d`.
     """
 
-    PAPER = TrainingSettings.PAPER | {
-        **{"batch_size": 8, "num_frames": 3, "init": "center", "temporal_padding": "zeros", "copy_bn_stats": False}
-    }
+    NETWORK: ClassVar[str] = "inflated"
 
     data_root: InputPath
     train_csv: Path = Path("train.csv")
@@ -40,3 +40,4 @@ class InflatedSettings(TrainingSettings):
     init: Literal["center", "average"] = "center"
     temporal_padding: Literal["zeros", "replicate"] = "zeros"
     copy_bn_stats: bool = True
+    temporal_conv: Literal["four_product", "conv3d"] = "four_product"

@@ -18,12 +18,14 @@ from Model_Evaluation.inputs import INPUT_BUILDERS, SPLIT, TestData
 from Model_Evaluation.models import InputFormat, describe_input, load_model, named_classes, run_columns
 from Model_Evaluation.settings import EvaluationSettings, ScoredModel
 from utils.artifacts import read_table, write_table
-from utils.checkpoints import read_description
+from utils.checkpoints import verify_weights
+from utils.augmentation import Preprocessing
 from utils.devices import describe_device, device_name
 from utils.errors import InputError
 from utils.indices import ClassInfo, locate_clip_index, require_same_classes
+from utils.learner import Recipe, build_recipe
+from utils.loading import build_loader
 from utils.runs import Run, open_run, remove_owned
-from utils.training import Preprocessing, Recipe, build_loader, build_recipe
 from utils.utils import progress, true_label_ranks
 
 log = logging.getLogger(__name__)
@@ -74,7 +76,7 @@ def _open_run(settings: EvaluationSettings) -> Run:
 
 def _prepare_job(settings: EvaluationSettings, model: ScoredModel) -> _Job:
     form = describe_input(model.type, model.checkpoint, settings.data)
-    described = read_description(model.checkpoint)  # the file's head only
+    described = verify_weights(model.checkpoint)
     if described and settings.num_classes not in (None, len(described.classes)):
         raise InputError(
             f"num_classes: is {settings.num_classes}, but {model.checkpoint} has {len(described.classes)} classes; "

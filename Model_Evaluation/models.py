@@ -85,8 +85,9 @@ def run_columns(
     return {
         "run_id": run_id,
         "protocol": described.protocol if described else UNKNOWN,
-        "arm": arm or f"{prefix}_{train_input.removeprefix('clip:')}",
+        "arm": arm or f"{prefix}_{train_input.removeprefix('clip:').split(':')[0]}",  # first_frame:svd: 2d_first_frame
         "model": MODEL_NAMES[model_type],
+        "start_weights": described.start if described else UNKNOWN,
         "train_input": train_input,
         "test_input": test_input,
         "split": split,

@@ -60,7 +60,7 @@ def load_batches(settings: LoaderDebugSettings) -> tuple[list, float]:
     """The first batches, uint8 (B, 3, T, H, W) with labels (B,), in index order; and the seconds they took."""
     from Inflated_3D_VGG.video_dataset import VideoDataset  # heavy imports come after the config has been read
     from utils.indices import locate_clip_index, read_clip_index
-    from utils.training import build_loader
+    from utils.loading import build_loader
 
     place = locate_clip_index(settings.data_root, getattr(settings, f"{settings.split}_csv"), settings.split)
     index = read_clip_index(*place, num_frames=settings.num_frames)

@@ -188,8 +188,8 @@ TRAINING_VALUES = {
     "infinity": ("lr: .inf", ["lr: ", "finite"]),
     "overflow to infinity": ("lr: 1e999", ["lr: ", "finite"]),
     "not a number": ("lr: .nan", ["lr: ", "finite"]),
-    "number for a flag": ("horizontal_flip: 1", ["horizontal_flip: ", "boolean"]),
-    "word for a flag": ("horizontal_flip: yes", ["horizontal_flip: ", "boolean", "'yes'"]),
+    "number for a flag": ("deterministic: 1", ["deterministic: ", "boolean"]),
+    "word for a flag": ("augmentation: {horizontal_flip: yes}", ["augmentation.horizontal_flip: ", "boolean", "'yes'"]),
     "short list": ("mean: [0.5, 0.5]", ["mean.2"]),
     "mean beyond one": ("mean: [0.5, 0.5, 124]", ["mean.2: ", "less than or equal to 1", "124"]),
     "zero std": ("std: [0.2, 0, 0.2]", ["std.1: ", "greater than 0"]),
@@ -206,7 +206,7 @@ TRAINING_VALUES = {
     "date tag": ("seed: !!timestamp 2020-01-01", ["config.yaml", "timestamp"]),
     "binary tag": ("weights: !!binary aGVsbG8=", ["config.yaml", "binary"]),
     "word under an integer's tag": ("epochs: !!int ten", ["config.yaml", "not valid YAML"]),
-    "word under a flag's tag": ("horizontal_flip: !!bool maybe", ["config.yaml", "not valid YAML"]),
+    "word under a flag's tag": ("deterministic: !!bool maybe", ["config.yaml", "not valid YAML"]),
     "number of 5000 digits": (f"epochs: {'9' * 5000}", ["config.yaml", "not valid YAML"]),
     "set tag": ("mean: !!set {a, b}", ["config.yaml", "set"]),
     "weights that do not exist": ("weights: nowhere.pth", ["'nowhere.pth'", "neither imagenet, none, nor"]),
@@ -232,8 +232,8 @@ CONFIG_FILES = {
     "a sentence": (b"train it, please\n", ["must be a mapping", "str"]),
     "a number": (b"5\n", ["must be a mapping", "int"]),
     "two documents": (b"seed: 1\n---\nseed: 2\n", ["line 2", "not valid YAML"]),
-    "nothing": (b"", ["'data_root' is missing; add it"]),
-    "only comments": (b"# data_root: images\n", ["'data_root' is missing; add it"]),
+    "nothing": (b"", ["'data_root' is missing; give the image set"]),
+    "only comments": (b"# data_root: images\n", ["'data_root' is missing; give the image set"]),
     "latin-1": ("data_root: K\xfche\n".encode("latin-1"), ["not UTF-8"]),
     "utf-16": ("data_root: images\n".encode("utf-16"), ["not UTF-8"]),
     "a zero byte": (b"data_root: a\0b\n", ["not valid YAML"]),
@@ -272,7 +272,7 @@ OVERRIDES = {
     "value that holds itself": (["mean=&a [*a]"], ["override 'mean=&a [*a]'"]),
     "no YAML": (["mean=[0.5"], ["override 'mean=[0.5'", "not valid YAML"]),
     "section that is none": (["lr.rate=1"], ["lr: ", "number"]),
-    "unknown section": (["optimizer.lr=1"], ["unknown key 'optimizer'"]),
+    "unknown section": (["optimiser.lr=1"], ["unknown key 'optimiser'", "did you mean 'optimizer'?"]),
     "empty part of a key": (["data..root=1"], ["unknown key 'data'"]),
 }
 
@@ -805,7 +805,7 @@ BROKEN_CLIPS = {
 def test_broken_clip_of_a_published_index_is_named(refuse, published_clips, damage, says):
     damage(published_clips / "train/00000.mp4")
     edit_file(published_clips / "train.csv", lambda text: "".join(text.splitlines(keepends=True)[:2]))
-    refuse(TRAIN_3D, TRAIN_3D_YAML, "num_classes=2", says=["clips/train/00000.mp4", *says])
+    refuse(TRAIN_3D, TRAIN_3D_YAML, "num_classes=2", "selection=val", says=["clips/train/00000.mp4", *says])
 
 
 def test_clip_cut_anywhere_is_refused_or_whole(published_clips):
@@ -1021,7 +1021,7 @@ def test_resume_state_that_is_cut_short(refuse, run, published_clips):
     assert run(TRAIN_3D, "--config", "config.yaml").code == 2
     broken.write_bytes(kept)
     write_cut(lambda path: torch.save(TENSORS, path), 0.5)(Path("run/last.pt"))
-    refuse(TRAIN_3D, None, says=["run/last.pt: is truncated"])
+    refuse(TRAIN_3D, None, says=["run/checkpoint.json: is missing beside last.pt"])
 
 
 def test_counting_a_checkpoint_that_does_not_describe_itself(refuse):
@@ -1184,6 +1184,6 @@ def test_published_two_column_index_trains(run, published_clips):
             published_clips / f"{split}.csv", lambda text: "".join(text.splitlines(keepends=True)[i] for i in (0, 1, 4))
         )
     Path("config.yaml").write_text(TRAIN_3D_YAML)
-    outcome = run(TRAIN_3D, "--config", "config.yaml", "time_dim=3")
+    outcome = run(TRAIN_3D, "--config", "config.yaml", "time_dim=3", "selection=val")
     assert outcome.code == 0, outcome.stderr
     assert Path("run/curves.png").is_file()

@@ -122,6 +122,7 @@ HOLD_OUT = Table(
     ),
     unique=("source_sha256",),
 )
+FILE_HASHES = Table("file hashes", (Column("path"), Column("sha256")), unique=("path",))
 HISTORY = Table(
     "history",
     (

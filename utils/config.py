@@ -6,6 +6,7 @@ Nothing heavy may be imported here: `--help` and a typo must not wait for torch.
 from __future__ import annotations
 
 import argparse
+import copy
 import difflib
 import inspect
 import json
@@ -26,6 +27,11 @@ class Settings(BaseModel):
     """Base of every settings class: unknown keys are errors, values are frozen, infinities and NaN are refused."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False, populate_by_name=True)
+
+    @classmethod
+    def complete(cls, raw: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Values to check instead of the given ones: a class may fill in what is missing."""
+        return raw
 
 
 def _must_exist(path: Path, info: ValidationInfo) -> Path:
@@ -74,6 +80,7 @@ def build_settings(
     Raises:
         InputError: naming `origin` and every wrong key.
     """
+    raw = settings_class.complete(raw)
     # Strict validation of JSON takes "a/b" as a Path and a list as a tuple, but neither "5" nor yes as a number.
     try:
         return settings_class.model_validate_json(json.dumps(raw), context={"check_paths": check_paths})
@@ -209,6 +216,13 @@ def _merge_into(target: dict[Any, Any], source: Mapping[str, Any]) -> None:
             _merge_into(current, value)
         else:
             target[key] = value
+
+
+def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of `over`, and those of `base` that it lacks, section by section; neither is changed."""
+    merged = copy.deepcopy(dict(base))
+    _merge_into(merged, copy.deepcopy(dict(over)))
+    return merged
 
 
 def _merge_into_list(items: list[Any], source: Mapping[str, Any], key: str) -> list[Any]:

@@ -50,3 +50,10 @@ def describe_device(device: torch.device) -> dict[str, Any]:
             "tf32": torch.backends.cudnn.allow_tf32,
         }
     return described
+
+
+def describe_memory(device: torch.device) -> str:
+    """For a log line: the GPU's peak memory so far; nothing on other devices."""
+    if device.type != "cuda":
+        return ""
+    return f", {torch.cuda.max_memory_allocated(device) / 1024**3:.1f} GiB of GPU memory at most"

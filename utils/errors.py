@@ -8,6 +8,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable
+from typing import Any
 
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130
@@ -23,37 +24,55 @@ class Terminated(BaseException):
 
 
 class StopRequest:
-    """SIGTERM as a flag that long work looks at between items; a second one ends the process at once.
+    """SIGTERM, and SIGINT on request, as a flag that long work looks at between items; a second one ends at once.
 
     A scheduler sends SIGTERM some seconds before it kills: time to finish the item at hand, not the run.
+
+    Args:
+        on_interrupt: SIGINT (Ctrl-C) waits for the item at hand, too.
     """
 
-    def __init__(self) -> None:
-        self.is_set = False
+    def __init__(self, *, on_interrupt: bool = False) -> None:
+        self._signals = (signal.SIGTERM, signal.SIGINT) if on_interrupt else (signal.SIGTERM,)
+        self._previous: dict[int, Any] = {}
+        self._received: int | None = None
+
+    @property
+    def is_set(self) -> bool:
+        """Whether one of the signals has come."""
+        return self._received is not None
 
     def __enter__(self) -> StopRequest:
-        self._previous = None
         if threading.current_thread() is threading.main_thread():  # only there may handlers be installed
-            self._previous = signal.signal(signal.SIGTERM, self._handle)
+            self._previous = {number: signal.signal(number, self._handle) for number in self._signals}
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._previous is not None:
-            signal.signal(signal.SIGTERM, self._previous)
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
 
-    def _handle(self, *_: object) -> None:
+    def request(self, number: int = signal.SIGTERM) -> None:
+        """Ask for the stop as if the signal had come, e.g. because another process of the run received it."""
+        if self._received is None:
+            self._received = number
+
+    def _handle(self, number: int, _: object) -> None:
         if self.is_set:
-            raise Terminated
-        self.is_set = True
+            self._received = number
+            self.raise_if_set()
+        self.request(number)
 
     def raise_if_set(self) -> None:
-        """End here if SIGTERM has come.
+        """End here if a signal has come.
 
         Raises:
-            Terminated: it has.
+            Terminated: it was SIGTERM.
+            KeyboardInterrupt: it was SIGINT.
         """
-        if self.is_set:
+        if self._received == signal.SIGTERM:
             raise Terminated
+        if self._received == signal.SIGINT:
+            raise KeyboardInterrupt
 
 
 def run_script(main: Callable[[], None]) -> None:

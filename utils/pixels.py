@@ -18,7 +18,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from utils.indices import ItemIndex, known_hashes
+from utils.file_hashes import known_hashes
+from utils.indices import ItemIndex
 from utils.pixel_cache import CacheLayout, cache_key, open_cache
 
 log = logging.getLogger(__name__)
@@ -106,9 +107,9 @@ def open_pixels(
     if cache_dir is None:
         return decoded
     on_item = on_item or _nothing
-    key = cache_key(known_hashes(index, cache_dir, on_item=on_item), item_shape, rule)
-    layout = CacheLayout(key, (len(index), *item_shape))
-    items = open_cache(cache_dir, layout, decoded.read, index.paths, workers=workers, on_item=on_item)
+    with known_hashes(index, cache_dir, on_item=on_item) as hashes:
+        layout = CacheLayout(cache_key(hashes, item_shape, rule), (len(index), *item_shape))
+        items = open_cache(cache_dir, layout, decoded.read, index.paths, workers=workers, on_item=on_item)
     return decoded if items is None else CachedPixels(items, workers)
 
 

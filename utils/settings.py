@@ -1,13 +1,15 @@
-"""Settings that both trainers share: the paper's values are the defaults (section 4.2)."""
+"""Settings that all trainers share."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from utils.config import Fraction, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Settings
+from utils.protocols import fill_in, label
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -17,51 +19,143 @@ Device = Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?|mps)$")]
 Precision = Literal["fp32", "bf16", "fp16"]
 ImageSize = Annotated[int, Field(ge=32, le=4096)]
 ClassifierWidth = Annotated[int, Field(ge=1, le=65536)]
+_BelowOne = Annotated[float, Field(ge=0, lt=1)]
+_Share = Annotated[float, Field(gt=0, le=1)]
+
+
+class AugmentationSettings(Settings):
+    """Section `augmentation`: drawn for each item of a batch while training, for all frames of a clip alike.
+
+    Attributes:
+        horizontal_flip: mirror with probability 0.5.
+        crop_min_area: crop to a random share of the area, from this to 1, and scale back; 1 does not crop.
+        brightness, contrast, saturation: factors from 1 - value to 1 + value; 0 changes nothing.
+        erase_probability: of a random box being set to the mean.
+        mixup_alpha: mix items with their labels (Zhang et al. 2018); 0 does not, 0.2 is usual.
+        cutmix_alpha: paste a box of another item, the same in all frames (Yun et al. 2019); 0 does not, 1 is usual.
+    """
+
+    horizontal_flip: bool = False
+    crop_min_area: _Share = 1.0
+    brightness: _BelowOne = 0.0
+    contrast: _BelowOne = 0.0
+    saturation: _BelowOne = 0.0
+    erase_probability: Fraction = 0.0
+    mixup_alpha: NonNegativeFloat = 0.0
+    cutmix_alpha: NonNegativeFloat = 0.0
+
+
+class HoldOutSettings(Settings):
+    """Section `hold_out`: the part of the training set that chooses the best epoch (`selection: hold_out`).
+
+    Attributes:
+        fraction: of the sources of each class.
+        seed: of the draw; not the run's seed, so that all seeds of an arm share one hold-out.
+        file: drawn once and written here, read by every other run; null is `hold_out.csv` beside `output_dir`.
+    """
+
+    fraction: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    seed: NonNegativeInt = 0
+    file: Path | None = None
 
 
 class TrainingSettings(Settings):
     """What every trainer needs.
 
     Attributes:
-        batch_size: items a step; higher is faster and needs more memory.
-        workers: processes that decode; 0 decodes in the training process.
-        lr: learning rate of SGD.
-        lr_step, lr_gamma: every `lr_step` epochs the learning rate is multiplied by `lr_gamma`.
+        protocol: `paper`, `matched`, or the path of a file like those in `utils/protocols`: values of the keys that are
+            not given. `none`: the defaults below. A run that departs from its protocol is recorded as `custom`.
+        selection: what chooses the best epoch: `hold_out` (of the training set), or `val`, the split that is reported.
+        batch_size: items an update, over all processes; higher is faster and needs more memory.
+        accumulate: compute an update in this many parts; less memory, the same update but for BatchNorm.
+        epochs: passes over the training set. `updates`: where given, the run has this many updates instead.
+        sampling: `shuffled`, or `class_balanced` (drawn with replacement, all classes equally often).
+        optimizer: `sgd`, or `adamw` (with `momentum` as its first and `beta2` as its second decay rate).
+        lr: learning rate. `lr_scaling`: times batch_size / lr_batch_size (`linear`) or the root of it (`sqrt`).
+        schedule: `step` (every `lr_step` epochs times `lr_gamma`), `cosine` (down to `min_lr` at the last update),
+            `plateau` (times `lr_gamma` after `plateau_patience` epochs without a lower loss), `constant`.
+        warmup_updates: over which the rate rises from 0.
+        label_smoothing: 0.1 is usual. `focal_gamma`: weight of hard items (Lin et al. 2017); 2 is usual.
+        clip_grad_norm: upper bound of the gradient's norm; null does not clip.
+        ema_decay: evaluate and keep an exponential average of the weights; 0 does not, 0.999 averages long.
+        early_stopping_patience: stop after so many epochs without a better top-1; null does not.
+        freeze_layers: of the first so many convolutions and linear layers, with their BatchNorm, nothing is trained.
+        layer_lr_decay: each layer's rate is this times that of the layer above it; 1 gives all the same.
         mean, std: normalisation per RGB channel, of values in 0..1.
         weights: `imagenet`, `none` (random), or a checkpoint's path.
         image_size: side of the network's input in pixels.
         classifier_width: width of the two hidden classifier layers; 4096 is the paper's.
-        horizontal_flip: mirror each training item with probability 0.5 (all frames of a clip alike).
         precision: `bf16` and `fp16` train under autocast; faster where the hardware has it.
+        compile: `default` and `max` pass the network to torch.compile: faster steps after minutes of compiling.
+        deterministic: only algorithms that give the same bits again; a network that CUDA has none for is refused.
         device: `auto` is the GPU if there is one.
+        workers: threads that decode, at most one a core.
+        cache: keep decoded pixels in one file, so that every item is decoded once. `cache_dir`: null is `cache` beside
+            `output_dir`, which all runs there share.
+        checkpoint_every_s: save in mid-epoch, too, after so many seconds; null saves after each epoch (and on SIGTERM).
+        tensorboard: write event files to `tensorboard/` in the run folder.
     """
 
-    PAPER: ClassVar[dict[str, Any]] = {
-        **{"batch_size": 32, "epochs": 30, "lr": 1e-3, "momentum": 0.9, "weight_decay": 1e-4, "lr_step": 10},
-        **{"lr_gamma": 0.1, "mean": IMAGENET_MEAN, "std": IMAGENET_STD, "weights": "imagenet", "image_size": 224},
-        **{"classifier_width": 4096, "dropout": 0.5, "horizontal_flip": False, "precision": "fp32"},
-    }
+    NETWORK: ClassVar[str] = ""
+    # What makes no result, or is another axis of a comparison than the protocol.
+    NOT_PROTOCOL: ClassVar[frozenset[str]] = frozenset(
+        """protocol output_dir overwrite seed device workers cache cache_dir checkpoint_every_s tensorboard compile
+        deterministic data_root train_csv val_csv wnids_file clips_root num_classes temporal_conv
+        accumulate""".split()  # noqa: SIM905
+    )
 
+    protocol: str = "none"
+    selection: Literal["hold_out", "val"] = "hold_out"
+    hold_out: HoldOutSettings = HoldOutSettings()
     batch_size: PositiveInt = 32
-    workers: NonNegativeInt = 2
+    accumulate: PositiveInt = 1
     epochs: PositiveInt = 30
+    updates: PositiveInt | None = None
+    sampling: Literal["shuffled", "class_balanced"] = "shuffled"
+    augmentation: AugmentationSettings = AugmentationSettings()
+    optimizer: Literal["sgd", "adamw"] = "sgd"
     lr: PositiveFloat = 1e-3
-    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    lr_scaling: Literal["none", "linear", "sqrt"] = "none"
+    lr_batch_size: PositiveInt = 32
+    momentum: _BelowOne = 0.9
+    beta2: _BelowOne = 0.999
     weight_decay: NonNegativeFloat = 1e-4
+    schedule: Literal["step", "cosine", "plateau", "constant"] = "step"
     lr_step: PositiveInt = 10
-    lr_gamma: Annotated[float, Field(gt=0, le=1)] = 0.1
+    lr_gamma: _Share = 0.1
+    plateau_patience: NonNegativeInt = 5
+    warmup_updates: NonNegativeInt = 0
+    min_lr: NonNegativeFloat = 0.0
+    label_smoothing: _BelowOne = 0.0
+    focal_gamma: NonNegativeFloat = 0.0
+    clip_grad_norm: PositiveFloat | None = None
+    ema_decay: _BelowOne = 0.0
+    early_stopping_patience: PositiveInt | None = None
+    freeze_layers: NonNegativeInt = 0
+    layer_lr_decay: _Share = 1.0
     mean: Mean = IMAGENET_MEAN
     std: Std = IMAGENET_STD
     output_dir: Path
     weights: str = "imagenet"
     image_size: ImageSize = 224
     classifier_width: ClassifierWidth = 4096
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.5
-    horizontal_flip: bool = False
+    dropout: _BelowOne = 0.5
     seed: NonNegativeInt = 0
     precision: Precision = "fp32"
+    compile: Literal["none", "default", "max"] = "none"
+    deterministic: bool = False
     device: Device = "auto"
+    workers: NonNegativeInt = 2
+    cache: bool = True
+    cache_dir: Path | None = None
+    checkpoint_every_s: PositiveFloat | None = 600
+    tensorboard: bool = False
     overwrite: bool = False
+
+    @classmethod
+    def complete(cls, raw: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Add the protocol's values of keys that are not given."""
+        return fill_in(cls, raw)
 
     @field_validator("weights")
     @classmethod
@@ -74,18 +168,42 @@ class TrainingSettings(Settings):
             )
         return weights
 
+    @model_validator(mode="after")
+    def _rates_agree(self) -> TrainingSettings:
+        if self.min_lr > self.lr:
+            raise ValueError(f"min_lr: is {self.min_lr:g}, above lr {self.lr:g}; lower it")
+        if self.updates is not None and self.warmup_updates >= self.updates:
+            raise ValueError(f"warmup_updates: is {self.warmup_updates}, but the run has {self.updates} updates")
+        return self
+
     @property
     def starts_from_file(self) -> bool:
         """Whether `weights` is a checkpoint's path."""
         return self.weights not in ("imagenet", "none")
 
     @property
-    def protocol(self) -> str:
-        """`paper` where every key that makes the result has the paper's value, else `custom`."""
-        values = self.model_dump(include=set(self.PAPER))
-        return "paper" if values == self.PAPER else "custom"
+    def protocol_values(self) -> dict[str, Any]:
+        """The keys that make the result, but data, seed and machine: what two runs of one comparison must share."""
+        values = self.model_dump(mode="json", exclude=set(self.NOT_PROTOCOL))
+        values["hold_out"].pop("file")
+        return values
+
+    @property
+    def protocol_label(self) -> str:
+        """The protocol's name where nothing departs from it, else `custom`."""
+        return label(self)
 
     @property
     def weights_argument(self) -> str | None:
         """For a builder: None is random."""
         return None if self.weights == "none" else self.weights
+
+    @property
+    def shared_cache_dir(self) -> Path | None:
+        """Where decoded pixels are kept; None keeps none."""
+        return (self.cache_dir or self.output_dir.parent / "cache") if self.cache else None
+
+    @property
+    def hold_out_file(self) -> Path:
+        """Where the hold-out is, or will be."""
+        return self.hold_out.file or self.output_dir.parent / "hold_out.csv"

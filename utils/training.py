@@ -1,315 +1,214 @@
-"""The training loop that all trainers share: visible, a few lines each, exact to resume at every epoch.
+"""The training loop that all trainers share: visible, a few lines each, exact to resume at every update.
 
 It sees batches (uint8 inputs, labels) and `model(inputs) -> logits (B, num_classes)`; what a model needs beyond that is
-the model's affair.
+the model's affair. Every update is seeded by (seed, epoch, step, rank), so that resume needs no generator's state: on a
+CPU a resumed run is the uninterrupted one, bit for bit, with the same number of threads.
 """
 
 from __future__ import annotations
 
 import logging
-import os
+import math
 import time
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 from torch.nn import functional
-from torch.utils.data import DataLoader, Dataset
 
-from utils.artifacts import HISTORY, format_table, write_table
-from utils.checkpoints import ModelDescription, load_state, read_training_state, write_training_state, write_weights
+from utils.batches import Batches
+from utils.checkpoints import ModelDescription
 from utils.curves import draw_curves
-from utils.devices import choose_device
-from utils.errors import InputError
-from utils.settings import TrainingSettings
-from utils.training_run import BEST_FILE, DONE_FILE
-from utils.utils import MeanAggregator, TopKAggregator, derive_seed, progress, set_seed
+from utils.devices import describe_memory
+from utils.errors import InputError, StopRequest
+from utils.history import Plan, Position, Score, add_to_sums, new_sums, score_of
+from utils.learner import Learner, update_weights
+from utils.optimization import set_learning_rate
+from utils.saving import Saver, resume
+from utils.training_run import DONE_FILE
+from utils.utils import derive_seed, progress, set_seed
 
 log = logging.getLogger(__name__)
-_SHUFFLE = 1  # a stream of its own beside dropout and flips
-
-
-@dataclass(frozen=True)
-class Preprocessing:
-    """From uint8 batches to what the network sees, on the device, whole batches at once.
-
-    Args:
-        mean, std: per RGB channel, of values in 0..1.
-        horizontal_flip: mirror each item with probability 0.5 while training; all frames of a clip alike.
-    """
-
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
-    horizontal_flip: bool = False
-
-    def __call__(self, inputs: torch.Tensor, *, training: bool = False) -> torch.Tensor:
-        """uint8 (B, 3, [T,] H, W), 0..255 -> float32 of the same shape, normalised."""
-        if training and self.horizontal_flip:
-            mirrored = torch.rand(len(inputs)) < 0.5  # drawn on the CPU: the same on every device
-            inputs = torch.where(_per_item(mirrored.to(inputs.device), inputs), inputs.flip(-1), inputs)
-        shape = (1, 3) + (1,) * (inputs.dim() - 2)
-        mean = torch.tensor(self.mean, device=inputs.device).view(shape)
-        std = torch.tensor(self.std, device=inputs.device).view(shape)
-        return inputs.float().div(255).sub(mean).div(std)
-
-
-@dataclass(frozen=True)
-class EpochResult:
-    """Means over one pass; `top3_fraction` is None with fewer than three classes."""
-
-    loss: float
-    top1_fraction: float
-    top3_fraction: float | None
-    items_per_s: float
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """Where and how to compute: a torch device, and the autocast type (None computes in float32)."""
-
-    device: torch.device
-    autocast_dtype: torch.dtype | None
-
-    def autocast(self) -> torch.autocast:
-        """The autocast context of this recipe."""
-        return torch.autocast(
-            self.device.type, self.autocast_dtype or torch.bfloat16, enabled=self.autocast_dtype is not None
-        )
-
-
-def build_recipe(device: str, precision: str) -> Recipe:
-    """Resolve a device's name and `fp32|bf16|fp16`.
-
-    Raises:
-        InputError: no such device here, or it cannot compute in this precision.
-    """
-    chosen = choose_device(device)
-    if precision == "fp16" and chosen.type == "cpu":
-        raise InputError("precision: fp16 needs a GPU; set precision: bf16 or fp32")
-    if precision == "bf16" and chosen.type == "cuda" and not torch.cuda.is_bf16_supported():
-        raise InputError("precision: this GPU has no bf16; set precision: fp16 or fp32")
-    return Recipe(chosen, {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision])
-
-
-def build_loader(
-    data: Dataset, *, batch_size: int, workers: int, device: torch.device | None = None, shuffle_seed: int | None = None
-) -> DataLoader:
-    """A loader in index order, or in the order that a seed draws.
-
-    Args:
-        workers: at most; never more than this process has cores.
-        device: where the batches go; those for a GPU are pinned.
-        shuffle_seed: None keeps the order and is for evaluation.
-    """
-    generator = None if shuffle_seed is None else torch.Generator().manual_seed(shuffle_seed)
-    return DataLoader(
-        data,
-        batch_size=batch_size,
-        shuffle=shuffle_seed is not None,
-        generator=generator,
-        num_workers=min(workers, len(os.sched_getaffinity(0))),
-        pin_memory=device is not None and device.type == "cuda",
-    )
-
-
-def build_optimizer(model: nn.Module, settings: TrainingSettings) -> torch.optim.SGD:
-    """SGD with momentum and weight decay, as in the paper (section 4.2)."""
-    return torch.optim.SGD(
-        model.parameters(),
-        lr=settings.lr,
-        momentum=settings.momentum,
-        weight_decay=settings.weight_decay,
-        fused=True,  # one pass over 147 M parameters instead of four
-    )
-
-
-def learning_rate(settings: TrainingSettings, epoch: int) -> float:
-    """StepLR in closed form: `epoch` is 1-based, the rate falls after every `lr_step` epochs."""
-    return settings.lr * settings.lr_gamma ** ((epoch - 1) // settings.lr_step)
-
-
-def train_one_epoch(
-    model: nn.Module,
-    batches: Iterable[tuple[torch.Tensor, torch.Tensor]],
-    optimizer: torch.optim.Optimizer,
-    preprocess: Preprocessing,
-    recipe: Recipe,
-    scaler: torch.amp.GradScaler | None = None,
-) -> EpochResult:
-    """One pass with updates; cross-entropy.
-
-    Raises:
-        InputError: the loss is not finite, with the step.
-    """
-    model.train()
-    meter = _Meter()
-    scaler = scaler or torch.amp.GradScaler(recipe.device.type, enabled=False)
-    for step, (inputs, target) in enumerate(batches, start=1):
-        inputs = preprocess(inputs.to(recipe.device, non_blocking=True), training=True)
-        target = target.to(recipe.device, non_blocking=True)
-        with recipe.autocast():
-            logits = model(inputs)
-            loss = functional.cross_entropy(logits.float(), target)
-        if not torch.isfinite(loss):
-            raise InputError(f"the training loss is {loss.item()} at step {step}; lower lr, or use precision: fp32")
-        optimizer.zero_grad(set_to_none=True)
-        scaler.scale(loss).backward()
-        scaler.step(optimizer)
-        scaler.update()
-        meter.update(loss, logits, target)
-    return meter.result()
-
-
-@torch.inference_mode()
-def evaluate(
-    model: nn.Module,
-    batches: Iterable[tuple[torch.Tensor, torch.Tensor]],
-    preprocess: Preprocessing,
-    recipe: Recipe,
-) -> EpochResult:
-    """One pass without updates, in eval mode."""
-    model.eval()
-    meter = _Meter()
-    for inputs, target in batches:
-        inputs = preprocess(inputs.to(recipe.device, non_blocking=True))
-        target = target.to(recipe.device, non_blocking=True)
-        with recipe.autocast():
-            logits = model(inputs)
-        meter.update(functional.cross_entropy(logits.float(), target), logits, target)
-    return meter.result()
+_AUGMENTATION = 3  # a stream of its own beside dropout (see utils.batches)
+_LOOK_EVERY = 50  # updates between two looks at a GPU's losses: each waits for the GPU
 
 
 def fit(
-    model: nn.Module,
-    train_data: Dataset,
-    val_data: Dataset,
-    settings: TrainingSettings,
-    recipe: Recipe,
+    learner: Learner,
+    train_batches: Batches,
+    selection_batches: Batches,
     description: ModelDescription,
     run_dir: Path,
+    stop: StopRequest,
 ) -> float:
-    """Train for `settings.epochs` epochs, keep the best on the val data, resume where a killed run stopped.
-
-    Every epoch draws from its own seed, so that a resumed run is the uninterrupted one, bit for bit on a CPU.
+    """Train to the end of the plan, keep the epoch that is best on the selection items, resume where a run stopped.
 
     Args:
-        description: of the weights file; epoch and metric are filled in here.
+        description: of the weights file; epoch, update and metric are filled in here.
 
     Returns:
-        the best val top-1 as a fraction.
+        the best top-1 on the selection items, as a fraction.
+
+    Raises:
+        InputError: a checkpoint that is damaged or another run's; a loss that is not finite.
+        Terminated, KeyboardInterrupt: a signal has come; everything so far is saved.
     """
-    model.to(recipe.device)
-    optimizer = build_optimizer(model, settings)
-    scaler = torch.amp.GradScaler(recipe.device.type, enabled=recipe.autocast_dtype is torch.float16)
-    preprocess = Preprocessing(settings.mean, settings.std, settings.horizontal_flip)
-    history = _resume(run_dir / "last.pt", model, optimizer, scaler, settings.epochs)
-    for epoch in range(len(history) + 1, settings.epochs + 1):
-        started_s = time.monotonic()
-        set_seed(settings.seed, epoch)
-        rate = learning_rate(settings, epoch)
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        train_loader = build_loader(
-            train_data,
-            batch_size=settings.batch_size,
-            workers=settings.workers,
-            device=recipe.device,
-            shuffle_seed=derive_seed(settings.seed, epoch, _SHUFFLE),
+    plan = Plan(learner.settings, len(train_batches))
+    position = resume(learner, description, run_dir)
+    saver = Saver(learner, position, description, run_dir, stop)
+    while not plan.is_over(position):
+        clock = _EpochClock(position.step)
+        train_one_epoch(learner, train_batches, plan, position, saver)
+        clock.trained(position.step, train_batches)
+        learner.share_buffers()
+        with saver.saving_on_stop(), learner.with_best_weights():
+            tested = evaluate(learner, selection_batches, saver.leave_if_asked)
+            _require_finite_score(tested, position)
+            best = _describe_if_best(learner, description, position, tested)
+        position.finish_epoch(_history_row(learner, position, tested), saver.losses())
+        saver.save(best)
+        _log_epoch(learner, plan, position, clock)
+    saver.write_tables()  # a kill after the last checkpoint may have kept them from disk
+    if learner.ranks.is_main:
+        draw_curves(position.rows, run_dir / DONE_FILE)
+    return max(row["selection_top1_fraction"] for row in position.rows)
+
+
+def train_one_epoch(learner: Learner, batches: Batches, plan: Plan, position: Position, saver: Saver) -> None:
+    """The updates that an epoch still lacks.
+
+    Args:
+        position: where the run is; moved on with every update.
+
+    Raises:
+        as `fit`.
+    """
+    learner.train_mode()
+    last_step = plan.last_step(position)
+    updates = batches.epoch(position.epoch, position.step, last_step)
+    title = f"epoch {position.epoch}/{plan.num_epochs}"
+    for parts in progress(updates, last_step - position.step, title, every=100):
+        draw = (learner.settings.seed, position.epoch, position.step, learner.ranks.rank)
+        set_seed(*draw)  # dropout
+        generator = torch.Generator().manual_seed(derive_seed(*draw, _AUGMENTATION))
+        rate = plan.learning_rate(position)
+        set_learning_rate(learner.optimizer, rate)
+        loss = update_weights(learner, parts, position.sums, generator)
+        position.advance(loss, rate)
+        if learner.recipe.device.type == "cpu" or position.step % _LOOK_EVERY == 0:
+            require_finite(position, batches)
+        saver.save_if_due(lambda: require_finite(position, batches))
+    require_finite(position, batches)
+
+
+@torch.inference_mode()
+def evaluate(learner: Learner, batches: Batches, on_batch: Callable[[], None] = lambda: None) -> Score:
+    """One pass without updates, in eval mode; over all processes, each item once.
+
+    Args:
+        on_batch: called before each batch.
+    """
+    device = learner.recipe.device
+    learner.model.eval()
+    sums = new_sums(device)
+    for batch in batches.in_order():
+        on_batch()
+        inputs, labels = (tensor.to(device, non_blocking=True) for tensor in (batch.inputs, batch.target))
+        with learner.recipe.autocast():
+            logits = learner.model(learner.preprocess(inputs))
+        losses = functional.cross_entropy(logits.float(), labels, reduction="none")
+        add_to_sums(sums, losses, logits, labels, torch.ones_like(labels, dtype=torch.bool))
+    return score_of(learner.ranks.sum(sums), learner.num_classes)
+
+
+def require_finite(position: Position, batches: Batches) -> None:
+    """Look at the losses since the last look.
+
+    Raises:
+        InputError: one is not finite: with epoch, step and the first items of the batch.
+    """
+    recent = position.recent_losses[-_LOOK_EVERY:]
+    finite = torch.isfinite(torch.stack(recent)).tolist() if recent else []
+    if all(finite):
+        return
+    step = position.step - len(recent) + finite.index(False)
+    items = [batches.names[item] for item in batches.items_of(position.epoch, step)]
+    more = f" and {len(items) - 3} more" if len(items) > 3 else ""
+    raise InputError(
+        f"the training loss is {position.recent_losses[step].item()} at epoch {position.epoch}, step {step + 1}, with "
+        f"{', '.join(items[:3])}{more}; lower lr, set clip_grad_norm, or use precision: fp32"
+    )
+
+
+class _EpochClock:
+    """How long an epoch's updates took, and how long they waited for data."""
+
+    def __init__(self, first_step: int) -> None:
+        self._started_s, self._first_step = time.monotonic(), first_step
+        self.num_steps, self.train_s, self.wait_s = 0, 0.0, 0.0
+
+    def trained(self, step: int, batches: Batches) -> None:
+        """The updates are made."""
+        self.num_steps, self.train_s = step - self._first_step, time.monotonic() - self._started_s
+        self.wait_s, batches.wait_s = batches.wait_s, 0.0
+
+    @property
+    def seconds(self) -> float:
+        """Since the epoch began."""
+        return time.monotonic() - self._started_s
+
+
+def _require_finite_score(tested: Score, position: Position) -> None:
+    """The last update may have broken the weights: they must replace none that were whole."""
+    if not math.isfinite(tested.loss):
+        raise InputError(
+            f"the selection loss is {tested.loss} after epoch {position.epoch} (update {position.update}); lower lr, "
+            "set clip_grad_norm, or use precision: fp32"
         )
-        val_loader = build_loader(
-            val_data, batch_size=settings.batch_size, workers=settings.workers, device=recipe.device
-        )
-        batches = progress(train_loader, len(train_loader), f"epoch {epoch}/{settings.epochs}", every=100)
-        trained = train_one_epoch(model, batches, optimizer, preprocess, recipe, scaler)
-        tested = evaluate(model, val_loader, preprocess, recipe)
-        is_best = not history or tested.top1_fraction > max(row["val_top1_fraction"] for row in history)
-        history.append(_history_row(epoch, rate, trained, tested))
-        _save_epoch(run_dir, model, optimizer, scaler, history, description if is_best else None)
-        _log_epoch(settings.epochs, history[-1], trained, time.monotonic() - started_s)
-    write_table(history, run_dir / "history.csv", HISTORY)  # a kill after the last state may have kept it from disk
-    draw_curves(history, run_dir / DONE_FILE)
-    return max(row["val_top1_fraction"] for row in history)
 
 
-class _Meter:
-    """Loss, top-1, top-3 and speed of one pass."""
-
-    def __init__(self) -> None:
-        self._loss, self._top, self._count = MeanAggregator(), TopKAggregator((1, 3)), 0
-        self._started_s = time.monotonic()
-
-    def update(self, loss: torch.Tensor, logits: torch.Tensor, target: torch.Tensor) -> None:
-        self._loss.update(loss.item(), len(target))
-        self._top.update(logits.detach().float().cpu().numpy(), target.cpu().numpy())
-        self._count += len(target)
-
-    def result(self) -> EpochResult:
-        speed = self._count / max(time.monotonic() - self._started_s, 1e-9)
-        return EpochResult(self._loss.mean, self._top.fraction(1), self._top.fraction(3), speed)
+def _describe_if_best(
+    learner: Learner, description: ModelDescription, position: Position, tested: Score
+) -> tuple[dict[str, torch.Tensor], ModelDescription] | None:
+    """Copies of the weights, if no epoch was as good."""
+    if any(tested.top1_fraction <= row["selection_top1_fraction"] for row in position.rows):
+        return None
+    metric = {"name": f"{description.selection_split}_top1_fraction", "value": tested.top1_fraction}
+    described = replace(description, epoch=position.epoch, update=position.update, metric=metric)
+    weights = learner.model.state_dict()
+    # Averaged weights give way to the trained ones before they are saved.
+    return {name: t.clone() if learner.average else t for name, t in weights.items()}, described
 
 
-def _per_item(flags: torch.Tensor, inputs: torch.Tensor) -> torch.Tensor:
-    return flags.view(-1, *(1,) * (inputs.dim() - 1))
-
-
-def _resume(path: Path, model: nn.Module, optimizer, scaler, epochs: int) -> list[dict[str, Any]]:
-    if not path.exists():
-        return []
-    state = read_training_state(path)
-    load_state(model, state["model"], path)
-    try:
-        optimizer.load_state_dict(state["optimizer"])
-        scaler.load_state_dict(state["scaler"])
-        format_table(state["history"], HISTORY)
-    except (KeyError, ValueError, TypeError, RuntimeError) as error:
-        raise InputError(f"{path}: does not belong to this run ({error}); restore it, or pass overwrite=true") from None
-    log.info("resuming after epoch %d of %d", len(state["history"]), epochs)
-    return state["history"]
-
-
-def _history_row(epoch: int, rate: float, trained: EpochResult, tested: EpochResult) -> dict[str, Any]:
+def _history_row(learner: Learner, position: Position, tested: Score) -> dict[str, Any]:
+    trained = score_of(learner.ranks.sum(position.sums), learner.num_classes)
     return {
-        "epoch": epoch,
-        "learning_rate": rate,
+        "epoch": position.epoch,
+        "update": position.update,
+        "learning_rate": position.recent_rates[-1],
         "train_loss": trained.loss,
         "train_top1_fraction": trained.top1_fraction,
-        "val_loss": tested.loss,
-        "val_top1_fraction": tested.top1_fraction,
-        "val_top3_fraction": tested.top3_fraction,
+        "selection_loss": tested.loss,
+        "selection_top1_fraction": tested.top1_fraction,
+        "selection_top3_fraction": tested.top3_fraction,
     }
 
 
-def _save_epoch(
-    run_dir: Path, model: nn.Module, optimizer, scaler, history: list[dict[str, Any]], best: ModelDescription | None
-) -> None:
-    """Best weights first, resume state second: a kill in between redoes the epoch and writes the same best again."""
-    if best is not None:
-        metric = {"name": "val_top1_fraction", "value": history[-1]["val_top1_fraction"]}
-        described = replace(best, epoch=history[-1]["epoch"], metric=metric)
-        write_weights(run_dir / BEST_FILE, model.state_dict(), described)
-    state = {
-        "model": model.state_dict(),
-        "optimizer": optimizer.state_dict(),
-        "scaler": scaler.state_dict(),
-        "epoch": history[-1]["epoch"],
-        "history": history,
-    }
-    write_training_state(run_dir / "last.pt", state)
-    write_table(history, run_dir / "history.csv", HISTORY)
-
-
-def _log_epoch(epochs: int, row: dict[str, Any], trained: EpochResult, seconds: float) -> None:
+def _log_epoch(learner: Learner, plan: Plan, position: Position, clock: _EpochClock) -> None:
+    row, last = position.rows[-1], position.rows[-1]["epoch"]
     log.info(
-        "epoch %d/%d: loss %.4f, train top-1 %.3f, val top-1 %.3f, lr %.2g, %.1f items/s, %.0f s left",
-        row["epoch"],
-        epochs,
+        "epoch %d/%d: loss %.4f, train top-1 %.3f, selection top-1 %.3f, lr %.2g, %.1f items/s, %.0f %% waiting for "
+        "data%s, %.0f s left",
+        last,
+        plan.num_epochs,
         row["train_loss"],
         row["train_top1_fraction"],
-        row["val_top1_fraction"],
+        row["selection_top1_fraction"],
         row["learning_rate"],
-        trained.items_per_s,
-        (epochs - row["epoch"]) * seconds,
+        clock.num_steps * learner.settings.batch_size / max(clock.train_s, 1e-9),
+        100 * clock.wait_s / max(clock.train_s, 1e-9),
+        describe_memory(learner.recipe.device),
+        (plan.num_epochs - last) * clock.seconds,
     )

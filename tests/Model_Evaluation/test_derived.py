@@ -19,6 +19,7 @@ RUN = {
     "protocol": "paper",
     "arm": "2d_original",
     "model": "vgg11_bn",
+    "start_weights": "imagenet",
     "train_input": "original",
     "test_input": "first_frame:svd",
     "split": "val",

@@ -25,7 +25,7 @@ from utils.config import build_settings
 from utils.errors import InputError
 from utils.images import read_rgb_image
 from utils.indices import ClassInfo
-from utils.training import build_recipe
+from utils.learner import build_recipe
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
 
@@ -137,12 +137,13 @@ def test_every_probability_is_the_networks_own(world, results):
 
 
 def test_every_row_says_on_what(results):
-    columns = ["run_id", "protocol", "arm", "model", "train_input", "test_input", "split", "selection_split", "seed"]
+    columns = ["run_id", "protocol", "arm", "model", "start_weights", "train_input", "test_input", "split"]
+    columns += ["selection_split", "seed"]
     rows = read_table(results / "predictions.csv", MEASURED["predictions"])[columns].drop_duplicates()
     assert rows.to_numpy().tolist() == [
-        ["2d", "custom", "2d_original", "vgg11_bn", "original", "original", "val", "val", 4],
-        ["ff", "custom", "2d_original", "vgg11_bn", "original", "first_frame:static", "val", "val", 4],
-        ["3d", "custom", "3d_static", "vgg11_bn_3d", "clip:static", "clip:static", "val", "val", 4],
+        ["2d", "custom", "2d_original", "vgg11_bn", "random", "original", "original", "val", "val", 4],
+        ["ff", "custom", "2d_original", "vgg11_bn", "random", "original", "first_frame:static", "val", "val", 4],
+        ["3d", "custom", "3d_static", "vgg11_bn_3d", "random", "clip:static", "clip:static", "val", "val", 4],
     ]
 
 

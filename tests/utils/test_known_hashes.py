@@ -13,14 +13,16 @@ import numpy as np
 import pytest
 from samples import write_clip_set, write_image_set
 
-from utils import indices
+from utils import file_hashes
 from utils.errors import InputError, Terminated
+from utils.file_hashes import known_hashes
 from utils.files import sha256_file
-from utils.indices import known_hashes, read_clip_index, read_image_index
+from utils.indices import read_clip_index, read_image_index
 
 
 def hash_clips(root: Path, cache_dir: Path) -> list[str]:
-    return known_hashes(read_clip_index(root / "train.csv", root / "train"), cache_dir)
+    with known_hashes(read_clip_index(root / "train.csv", root / "train"), cache_dir) as hashes:
+        return hashes
 
 
 @pytest.fixture
@@ -33,7 +35,8 @@ def test_an_index_with_hashes_is_taken_at_its_word(tmp_path):
     index = read_clip_index(clips / "train.csv", clips / "train")
     images = read_image_index(write_image_set(tmp_path / "images") / "train.csv")
     for items in (index, images):
-        assert known_hashes(items, tmp_path / "cache") == [sha256_file(path) for path in items.paths]
+        with known_hashes(items, tmp_path / "cache") as hashes:
+            assert hashes == [sha256_file(path) for path in items.paths]
     assert not (tmp_path / "cache").exists(), "nothing has to be kept"
 
 
@@ -134,9 +137,18 @@ def test_hashing_can_be_ended_between_files(published, tmp_path):
         if len(seen) == 3:
             raise Terminated
 
-    with pytest.raises(Terminated):
-        known_hashes(read_clip_index(published / "train.csv", published / "train"), tmp_path / "cache", on_item=stop)
+    index = read_clip_index(published / "train.csv", published / "train")
+    with pytest.raises(Terminated), known_hashes(index, tmp_path / "cache", on_item=stop):
+        pytest.fail("the files were not hashed one by one")
     assert not (tmp_path / "cache").exists()
+
+
+def test_a_file_that_is_broken_when_it_is_first_used_may_be_replaced(published, tmp_path):
+    index = read_clip_index(published / "train.csv", published / "train")
+    with pytest.raises(InputError, match="broken"), known_hashes(index, tmp_path / "cache"):
+        raise InputError("broken")
+    (published / "train" / "00000.mp4").write_bytes(b"another clip")
+    assert hash_clips(published, tmp_path / "cache")[0] == sha256_file(published / "train" / "00000.mp4")
 
 
 def test_processes_that_hash_the_same_clips_first_leave_one_whole_record(published, tmp_path):
@@ -168,6 +180,6 @@ def test_the_record_is_written_atomically(published, tmp_path, monkeypatch):
     def fail(descriptor: int) -> None:
         raise OSError(28, os.strerror(28))
 
-    monkeypatch.setattr(indices.os, "fsync", fail)
+    monkeypatch.setattr(file_hashes.os, "fsync", fail)
     hash_clips(published, tmp_path / "cache")
     assert list((tmp_path / "cache").iterdir()) == []

@@ -1,0 +1,182 @@
+"""What every trainer does with its data and its network: divide, cache, describe, fit. Stages give the particulars."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from utils.batches import Batches
+from utils.checkpoints import ModelDescription, describe_run, require_start_classes
+from utils.devices import describe_device
+from utils.errors import StopRequest
+from utils.files import sha256_bytes
+from utils.hold_out import split_hold_out
+from utils.indices import ItemIndex
+from utils.learner import Learner, Recipe, build_recipe
+from utils.pixels import Pixels, to_device
+from utils.ranks import Ranks
+from utils.runs import Run
+from utils.settings import TrainingSettings
+from utils.sidecar import BEST_FILE
+from utils.sources import Source
+from utils.training import fit
+from utils.utils import set_seed
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a stage trains.
+
+    Attributes:
+        network: its name in checkpoints, `baseline` or `inflated`.
+        train, val: the splits; val is looked at only by `selection: val`.
+        train_input: what tables call the kind of input.
+        form: kind (`image` or `clip`), image_size in pixels, num_frames.
+        build: the network with its start weights. `options`: what a builder needs to make it again.
+    """
+
+    network: str
+    train: Source
+    val: Source
+    train_input: str
+    form: dict[str, Any]
+    build: Callable[[], nn.Module]
+    options: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Division:
+    """What is trained on and what chooses the best epoch, as positions of items.
+
+    Attributes:
+        selection: the source of the latter; the training source itself for a hold-out.
+        split: its name in every table: `hold_out`, `hold_out_unpaired` or `val`.
+        hold_out_sha256: of the hold-out's file.
+    """
+
+    train_positions: np.ndarray
+    selection: Source
+    selection_positions: np.ndarray
+    split: str
+    hold_out_sha256: str | None = None
+
+
+def train_network(task: Task, settings: TrainingSettings, run: Run | None, ranks: Ranks, stop: StopRequest) -> Path:
+    """Train, or resume; return the best weights' path.
+
+    Args:
+        run: opened; None in all processes but the first.
+    """
+    # 1. Check, divide.
+    classes = task.train.index.classes
+    require_start_classes(settings, classes, task.train.index.index_path)
+    recipe = build_recipe(settings.device, settings.precision, one_each=True)
+    division = ranks.main_first(lambda: divide(task, settings))
+    description = _describe(task, settings, division)
+
+    # 2. Build the network.
+    set_seed(settings.seed, 0)
+    learner = Learner(task.build(), len(classes), settings, recipe, ranks)
+    stop.raise_if_set()
+
+    # 3. Decode, once.
+    if run is not None:
+        if division.hold_out_sha256 is not None:
+            run.record_inputs({"hold_out": settings.hold_out_file})
+        run.begin(describe_device(recipe.device))
+    batches = ranks.main_first(lambda: open_batches(task, settings, division, recipe, ranks, stop))
+
+    # 4. Train.
+    top1 = fit(learner, *batches, description, settings.output_dir, stop)
+    log.info("best %s top-1 %.3f: %s", division.split, top1, settings.output_dir / BEST_FILE)
+    return settings.output_dir / BEST_FILE
+
+
+def divide(task: Task, settings: TrainingSettings) -> Division:
+    """What is trained on and what chooses the best epoch.
+
+    Raises:
+        InputError: as `utils.hold_out.split_hold_out`.
+    """
+    rows = task.train.rows
+    if settings.selection == "val":
+        return Division(np.arange(len(rows)), task.val, np.arange(len(task.val.rows)), "val")
+    options = {"fraction": settings.hold_out.fraction, "seed": settings.hold_out.seed}
+    parts = split_hold_out(task.train.index, settings.hold_out_file, **options)
+    is_held = np.isin(rows, parts.held_positions)
+    split = "hold_out" if parts.is_paired else "hold_out_unpaired"
+    return Division(np.flatnonzero(~is_held), task.train, np.flatnonzero(is_held), split, parts.sha256)
+
+
+def open_batches(
+    task: Task, settings: TrainingSettings, division: Division, recipe: Recipe, ranks: Ranks, stop: StopRequest
+) -> tuple[Batches, Batches]:
+    """Batches to train on and to choose the best epoch with; decodes what is not cached yet."""
+    pixels = _open_pixels(task.train, settings, recipe, stop)
+    is_same = division.selection is task.train
+    selection_pixels = pixels if is_same else _open_pixels(division.selection, settings, recipe, stop)
+    common = {
+        "batch_size": settings.batch_size,
+        "is_clip": task.form["kind"] == "clip",
+        "ranks": ranks,
+        "device": recipe.device,
+    }
+    train = Batches(
+        pixels,
+        *_labels_and_names(task.train),
+        division.train_positions,
+        seed=settings.seed,
+        num_parts=settings.accumulate,
+        class_balanced=settings.sampling == "class_balanced",
+        **common,
+    )
+    selection = Batches(
+        selection_pixels, *_labels_and_names(division.selection), division.selection_positions, **common
+    )
+    return train, selection
+
+
+def _open_pixels(source: Source, settings: TrainingSettings, recipe: Recipe, stop: StopRequest) -> Pixels:
+    pixels = source.open(settings.shared_cache_dir, settings.workers, stop.raise_if_set)
+    if recipe.device.type == "cpu":
+        return pixels
+    return to_device(pixels, recipe.device, on_item=stop.raise_if_set)
+
+
+def _labels_and_names(source: Source) -> tuple[np.ndarray, list[str]]:
+    names = [str(path) for path in source.index.paths]
+    return np.array(source.index.labels)[source.rows], [names[row] for row in source.rows]
+
+
+def _describe(task: Task, settings: TrainingSettings, division: Division) -> ModelDescription:
+    trained_on = {
+        "input": task.train_input,
+        "items_sha256": _items_sha256(task.train.index),
+        "num_items": len(division.train_positions),
+        "hold_out_sha256": division.hold_out_sha256,
+        "is_paired": division.split != "hold_out_unpaired",
+    }
+    selected_on = {"split": division.split, "num_items": len(division.selection_positions)}
+    return describe_run(
+        settings,
+        task.network,
+        task.options,
+        task.train.index.classes,
+        task.form,
+        train_input=task.train_input,
+        trained_on=trained_on,
+        selected_on=selected_on,
+    )
+
+
+def _items_sha256(index: ItemIndex) -> str:
+    """Of the items' ids, in order: the same for an index wherever it lies."""
+    return sha256_bytes("\n".join(index.item_ids).encode())
