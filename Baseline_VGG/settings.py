@@ -15,7 +15,7 @@ class BaselineSettings(TrainingSettings):
     """`train.py`; all other keys are described in `utils.settings.TrainingSettings`.
 
     Attributes:
-        train_input: `original` (the images), `first_frame` or `all_frames` (of the clips, each frame an item), or `mix`:
+        train_input: `original` (the images), `first_frame`, `all_frames` (of the clips, each frame an item), or `mix`:
             the images, each replaced with probability `mix_probability` by a random frame of one of its clips.
         data_root: a folder with our image index, or the raw Tiny ImageNet layout; for `original` and `mix`.
         wnids_file: one class a line, in label order (raw layout only).
@@ -42,7 +42,9 @@ class BaselineSettings(TrainingSettings):
         if self.uses_images and self.data_root is None:
             problems.append(f"'data_root' is missing; give the image set for train_input: {self.train_input}")
         if self.uses_clips and self.clips_root is None:
-            problems.append(f"'clips_root' is missing; give the folder of the clips for train_input: {self.train_input}")
+            problems.append(
+                f"'clips_root' is missing; give the folder of the clips for train_input: {self.train_input}"
+            )
         if problems:
             raise ValueError("; ".join(problems))
         return self

@@ -23,7 +23,8 @@ def run_training(settings: InflatedSettings) -> Path:
     with open_training_run(settings, inputs) as run:
         if run.finished_weights is not None:
             return run.finished_weights
-        clips = read_clip_splits(*places, num_classes=settings.num_classes, num_frames=settings.num_frames)
+        sizes = {"num_classes": settings.num_classes, "num_frames": settings.num_frames}
+        clips = run.ranks.main_first(lambda: read_clip_splits(*places, **sizes))
         return run.train(_build_task(settings, *clips))
 
 

@@ -18,8 +18,8 @@ from Model_Evaluation.inputs import INPUT_BUILDERS, SPLIT, TestData
 from Model_Evaluation.models import InputFormat, describe_input, load_model, named_classes, run_columns
 from Model_Evaluation.settings import EvaluationSettings, ScoredModel
 from utils.artifacts import read_table, write_table
-from utils.checkpoints import verify_weights
 from utils.augmentation import Preprocessing
+from utils.checkpoints import verify_weights
 from utils.devices import describe_device, device_name
 from utils.errors import InputError
 from utils.indices import ClassInfo, locate_clip_index, require_same_classes

@@ -8,9 +8,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 
-def build_loader(
-    data: Dataset, *, batch_size: int, workers: int, device: torch.device | None = None
-) -> DataLoader:
+def build_loader(data: Dataset, *, batch_size: int, workers: int, device: torch.device | None = None) -> DataLoader:
     """A loader in index order.
 
     Args:

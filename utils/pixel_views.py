@@ -117,9 +117,11 @@ class Mixed(Pixels):
         return self._originals.num_bytes + self._clips.num_bytes
 
     def gather(self, positions: Positions, generator: torch.Generator | None = None) -> torch.Tensor:
-        """As in `Pixels`; the draws are on the CPU, three an item, whatever comes of them."""
+        """As in `Pixels`; the draws are on the CPU, three an item, whatever comes; the originals without one."""
         positions = self._checked(positions)
         batch = self._originals.gather(positions)
+        if generator is None:
+            return batch  # what is evaluated must not depend on a draw
         replaced, frames = self._draw(positions, generator)
         if len(replaced):
             images = batch.permute(2, 0, 3, 4, 1)[0]  # (B, 3, 1, H, W) -> (B, H, W, C), as in memory

@@ -34,6 +34,11 @@ class Source(ABC):
         """The index row of each item: one item a row."""
         return np.arange(len(self.index))
 
+    @property
+    def all_indices(self) -> tuple[ItemIndex, ...]:
+        """Every index that pixels come from."""
+        return (self.index,)
+
     @abstractmethod
     def open(self, cache_dir: Path | None, workers: int, on_item: Callable[[], None]) -> Pixels:
         """The items' pixels; may decode all of them."""
@@ -125,6 +130,11 @@ class MixedWithFrames(Source):
     def index(self) -> ItemIndex:
         """The images'."""
         return self.images.index
+
+    @property
+    def all_indices(self) -> tuple[ItemIndex, ...]:
+        """The images' and the clips'."""
+        return (self.images.index, self.clips.index)
 
     def open(self, *args: Any) -> Pixels:
         """As `Source.open`."""

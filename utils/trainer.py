@@ -17,7 +17,6 @@ from utils.devices import describe_device
 from utils.errors import StopRequest
 from utils.files import sha256_bytes
 from utils.hold_out import split_hold_out
-from utils.indices import ItemIndex
 from utils.learner import Learner, Recipe, build_recipe
 from utils.pixels import Pixels, to_device
 from utils.ranks import Ranks
@@ -85,6 +84,7 @@ def train_network(task: Task, settings: TrainingSettings, run: Run | None, ranks
     # 2. Build the network.
     set_seed(settings.seed, 0)
     learner = Learner(task.build(), len(classes), settings, recipe, ranks)
+    stop.is_patient = True
     stop.raise_if_set()
 
     # 3. Decode, once.
@@ -159,7 +159,7 @@ def _labels_and_names(source: Source) -> tuple[np.ndarray, list[str]]:
 def _describe(task: Task, settings: TrainingSettings, division: Division) -> ModelDescription:
     trained_on = {
         "input": task.train_input,
-        "items_sha256": _items_sha256(task.train.index),
+        "items_sha256": _items_sha256(task.train),
         "num_items": len(division.train_positions),
         "hold_out_sha256": division.hold_out_sha256,
         "is_paired": division.split != "hold_out_unpaired",
@@ -177,6 +177,6 @@ def _describe(task: Task, settings: TrainingSettings, division: Division) -> Mod
     )
 
 
-def _items_sha256(index: ItemIndex) -> str:
+def _items_sha256(source: Source) -> str:
     """Of the items' ids, in order: the same for an index wherever it lies."""
-    return sha256_bytes("\n".join(index.item_ids).encode())
+    return sha256_bytes("\n".join(item_id for index in source.all_indices for item_id in index.item_ids).encode())
