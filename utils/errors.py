@@ -30,9 +30,11 @@ class StopRequest:
 
     Args:
         on_interrupt: SIGINT (Ctrl-C) waits for the item at hand, too.
+        is_patient: whether there is an item at hand; until then (while torch is imported) the first one ends at once.
     """
 
-    def __init__(self, *, on_interrupt: bool = False) -> None:
+    def __init__(self, *, on_interrupt: bool = False, is_patient: bool = True) -> None:
+        self.is_patient = is_patient
         self._signals = (signal.SIGTERM, signal.SIGINT) if on_interrupt else (signal.SIGTERM,)
         self._previous: dict[int, Any] = {}
         self._received: int | None = None
@@ -57,7 +59,7 @@ class StopRequest:
             self._received = number
 
     def _handle(self, number: int, _: object) -> None:
-        if self.is_set:
+        if self.is_set or not self.is_patient:
             self._received = number
             self.raise_if_set()
         self.request(number)

@@ -16,6 +16,7 @@ from utils.artifacts import HISTORY, UPDATES, format_table, write_table
 from utils.checkpoints import ModelDescription
 from utils.curves import write_events
 from utils.errors import InputError, StopRequest
+from utils.files import remove_partial_files
 from utils.history import Position, new_sums
 from utils.learner import Learner
 from utils.runs import flatten
@@ -114,6 +115,8 @@ def resume(learner: Learner, description: ModelDescription, run_dir: Path) -> Po
         InputError: the checkpoint is damaged, or another run's.
     """
     state = load_checkpoint(run_dir)
+    if learner.ranks.is_main:
+        remove_partial_files(run_dir)  # a run that was killed in its last write writes nothing more
     if state is None:
         return Position(new_sums(learner.recipe.device))
     try:

@@ -69,7 +69,8 @@ def open_training_run(settings: TrainingSettings, inputs: Mapping[str, Path]) ->
         opened.append(open_run(settings, owned=RUN_FILES, inputs=inputs, free_keys=free))
         return _finished_weights(opened[0])
 
-    with StopRequest(on_interrupt=True) as stop, join_ranks() as ranks:
+    # Importing torch takes seconds in which nothing is made that could be lost: patient from the first file on.
+    with StopRequest(on_interrupt=True, is_patient=False) as stop, join_ranks() as ranks:
         finished = ranks.on_main(open_folder)
         yield TrainingRun(settings, finished, opened[0] if opened else None, ranks, stop)
 
