@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from Inflated_3D_VGG.vgg_inflated import TemporalReplicateConv3d
 from Model_Evaluation.models import MODEL_BUILDERS, MODEL_NAMES, describe_input, load_model
 from Model_Evaluation.settings import CostSettings, DataSettings
 from utils.checkpoints import read_description
 from utils.errors import InputError
-from utils.training import Recipe
+from utils.frames_as_batch import use_clips, use_frames_as_batch
+from utils.learner import Recipe
 
 
 def models_to_count(settings: CostSettings) -> Iterator[tuple[str, nn.Module, tuple[int, ...]]]:
@@ -56,18 +59,45 @@ def count_nominal_macs(model: nn.Module, input_shape: tuple[int, ...]) -> int:
     from ptflops import get_model_complexity_info
     from ptflops.pytorch_ops import conv_flops_counter_hook
 
-    macs, _ = get_model_complexity_info(
-        model,
-        input_shape,
-        as_strings=False,
-        print_per_layer_stat=False,
-        verbose=False,
-        backend="pytorch",
-        custom_modules_hooks={TemporalReplicateConv3d: conv_flops_counter_hook},  # ptflops goes by the exact type
-    )
+    with _on_clips(model):  # ptflops goes by the exact type
+        macs, _ = get_model_complexity_info(
+            model,
+            input_shape,
+            as_strings=False,
+            print_per_layer_stat=False,
+            verbose=False,
+            backend="pytorch",
+            custom_modules_hooks={TemporalReplicateConv3d: conv_flops_counter_hook},
+        )
     if macs is None:
         raise RuntimeError(f"ptflops could not run {type(model).__name__} on an input of shape {input_shape}")
     return int(macs)
+
+
+@torch.no_grad()
+def count_executed_macs(model: nn.Module, input_shape: tuple[int, ...]) -> int:
+    """Multiply-accumulates that convolutions and products of one item really execute, as torch's counter sees them.
+
+    Nothing is computed: the weights are stood in for by tensors without memory.
+
+    Args:
+        input_shape: of one item, without the batch.
+    """
+    tensors = {name: torch.empty_like(tensor, device="meta") for name, tensor in model.state_dict().items()}
+    with FlopCounterMode(display=False) as counter:
+        torch.func.functional_call(model, tensors, torch.empty(1, *input_shape, device="meta"))
+    return counter.get_total_flops() // 2
+
+
+@contextmanager
+def _on_clips(model: nn.Module) -> Iterator[None]:
+    """A network that runs frames as a batch on torch's own 3-D layers."""
+    was_on_frames = use_clips(model) > 0
+    try:
+        yield
+    finally:
+        if was_on_frames:
+            use_frames_as_batch(model)
 
 
 @torch.inference_mode()

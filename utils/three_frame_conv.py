@@ -22,8 +22,9 @@ a = 3/2, b = 1/2, which are fractions, 1.33, 0.98, 1.33).
 
 What is traded, measured on a CPU against float64, root mean square: in float32 the error is 0.75 (3 x 3 x 3) to 1.2
 (3 x 1 x 1) times `Conv3d`'s where both sum over the channels in one order, and 2.6 times where oneDNN's `Conv3d` sums
-in blocks and its 1 x 1 products do not (3 x 1 x 1, 320 channels, two threads). In bfloat16 and float16 it is 2.8 to 3
-times `Conv3d`'s, which rounds nothing but its result, while here the sums of frames and of slices have to be rounded.
+in blocks and its 1 x 1 products do not (3 x 1 x 1, 320 channels, two threads); `conv_frames` asks for blocks.
+In bfloat16 and float16 it is 2.8 to 3 times `Conv3d`'s, which rounds nothing but its result, while here the sums of
+frames and of slices have to be rounded.
 We know of no earlier description of this case.
 """
 
@@ -31,26 +32,28 @@ from __future__ import annotations
 
 import math
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 _A = math.sqrt(3)  # the points are +-_A and +-1
+_BLOCK = 2**17  # values; of seven tensors in half precision they fill a cache of 2 MiB
 _BIAS_SHARES = ((1 + 1 / _A) / 2, (1 / _A - 1) / 2)  # of the first two products: they add up to the bias in y0, y1, y2
 
 
-def transform_kernel(weight: Tensor) -> Tensor:
-    """The four kernels: float (O, C, 3, h, w) -> (4, O, C, h, w) of the same type.
+def transform_kernel(weight: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """The four kernels: float (O, C, 3, h, w) -> (4, O, C, h, w) of the same type, or of `dtype`.
 
-    Half-precision weights are combined in float32 and rounded once. The factors of S and D are in the kernels, so that
-    the products stay as small as the outputs: float16 must not overflow on the way.
+    Kernels in half precision are combined in float32 and rounded once. The factors of S and D are in the kernels, so
+    that the products stay as small as the outputs: float16 must not overflow on the way.
     """
     w0, w1, w2 = weight.to(torch.promote_types(weight.dtype, torch.float32)).unbind(2)
     s, d, w1 = (w0 + w2) * (0.25 / _A), (w2 - w0) * 0.25, w1 * 0.25
-    return torch.stack((s + w1, s - w1, d - w1, d + w1)).to(weight.dtype)
+    return torch.stack((s + w1, s - w1, d - w1, d + w1)).to(dtype or weight.dtype)
 
 
 def three_frame_conv(
@@ -87,6 +90,185 @@ def three_frame_conv(
     return s + d, torch.add(e2 + e3, e0 + e1, alpha=_A), s - d
 
 
+def conv_frames(
+    frames: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: int | tuple[int, int] = 1,
+    padding: int | tuple[int, int] = 0,
+    dilation: int | tuple[int, int] = 1,
+    groups: int = 1,
+    *,
+    kernels: Tensor | None = None,
+) -> Tensor:
+    """`three_frame_conv` of frames as a batch, float (3B, C, H, W) in the order of time -> (3B, O, H', W').
+
+    channels_last in and out. Differentiable once, in fewer passes over the frames than autograd would take: sums are
+    written where products were. In compiled code, where passes are fused anyway, it is plain autograd.
+
+    Args:
+        kernels: as in `three_frame_conv`; without gradients only.
+    """
+    space = [_as_pair(value) for value in (stride, padding, dilation)] + [groups]
+    if torch.compiler.is_compiling():
+        kernels = transform_kernel(weight, frames.dtype) if kernels is None else kernels
+        return torch.cat(three_frame_conv(frames.chunk(3), weight, bias, *space, kernels=kernels))
+    if kernels is not None:
+        return sum_products(_multiply(sum_frames(frames), kernels, bias, space))
+    return _FourProducts.apply(frames, weight, bias, space)
+
+
+class _FourProducts(torch.autograd.Function):
+    """`conv_frames` with gradients: the transposes of the sums around the gradients of the four products."""
+
+    @staticmethod
+    def forward(ctx: Any, frames: Tensor, weight: Tensor, bias: Tensor | None, space: list[Any]) -> Tensor:
+        operands, kernels = sum_frames(frames), _transform_in_blocks(weight, frames.dtype)
+        ctx.space, ctx.operand_shape, ctx.weight_dtype = space, operands.shape, weight.dtype
+        ctx.save_for_backward(operands if ctx.needs_input_grad[1] else operands[:0], kernels)
+        return sum_products(_multiply(operands, kernels, bias, space))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        operands, kernels = ctx.saved_tensors
+        needs_frames, needs_weight, needs_bias, _ = ctx.needs_input_grad
+        bias_gradient = gradient.sum((0, 2, 3)).to(ctx.weight_dtype) if needs_bias else None
+        if not needs_frames and not needs_weight:
+            return None, None, bias_gradient, None
+        stride, padding, dilation, groups = ctx.space
+        settings = (None, stride, padding, dilation, False, [0, 0], groups, [needs_frames, needs_weight, False])
+        if not needs_weight:  # only their shape is looked at
+            operands = _empty_frames(ctx.operand_shape[0], operands)
+        parts = (map(_as_wanted, frames.chunk(4)) for frames in (_spread_gradient(gradient), operands))
+        triples = zip(*parts, kernels.unbind(0), strict=True)
+        pairs = [torch.ops.aten.convolution_backward(*triple, *settings)[:2] for triple in triples]
+        frames_gradient = _spread_operands([pair[0] for pair in pairs]) if needs_frames else None
+        weight_gradient = _spread_kernels([pair[1] for pair in pairs], ctx.weight_dtype) if needs_weight else None
+        return frames_gradient, weight_gradient, bias_gradient, None
+
+
+def _multiply(operands: Tensor, kernels: Tensor, bias: Tensor | None, space: list[Any]) -> list[Tensor]:
+    """The four products: (4B, C, H, W), (4, O, C, h, w) -> four of (B, O, H', W')."""
+    shares = share_bias(bias, operands.dtype)
+    triples = zip(map(_as_wanted, operands.chunk(4)), kernels.unbind(0), shares, strict=True)
+    return [functional.conv2d(*triple, *space) for triple in triples]
+
+
+def sum_frames(frames: Tensor) -> Tensor:
+    """What the products take: (3B, C, H, W) -> (4B, C, H, W)."""
+    operands = _empty_frames(len(frames) // 3 * 4, frames)
+    for x0, x1, x2, u0, u1, u2, u3 in _blocks(*frames.chunk(3), *operands.chunk(4)):
+        torch.add(x0, x2, out=u1)
+        torch.add(u1, x1, alpha=_A, out=u0)
+        u1.sub_(x1, alpha=_A)
+        torch.sub(x2, x0, out=u3)
+        torch.add(u3, x1, out=u2)
+        u3.sub_(x1)
+    return operands
+
+
+def share_bias(bias: Tensor | None, dtype: torch.dtype) -> list[Tensor | None]:
+    """What of the bias, float (O,), each of the four products adds."""
+    return [None if bias is None else (bias * share).to(dtype) for share in _BIAS_SHARES] + [None, None]
+
+
+def sum_products(products: list[Tensor], *, relu: bool = False) -> Tensor:
+    """The convolution: four of (B, O, H', W'), which are overwritten, -> (3B, O, H', W'), without what is below 0."""
+    frames = _empty_frames(len(products[0]) * 3, products[0])
+    for e0, e1, e2, e3, y0, y1, y2 in _blocks(*products, *frames.chunk(3)):
+        torch.add(e0, e1, out=y1)
+        e0.sub_(e1)
+        torch.add(e2, e3, out=e1)
+        torch.add(e1, y1, alpha=_A, out=y1)
+        e2.sub_(e3)
+        torch.add(e0, e2, out=y0)
+        torch.sub(e0, e2, out=y2)
+        for y in (y0, y1, y2) if relu else ():
+            y.relu_()
+    return frames
+
+
+def _spread_gradient(gradient: Tensor) -> Tensor:
+    """The transpose of `sum_products`: (3B, O, H', W') -> (4B, O, H', W')."""
+    spread = _empty_frames(len(gradient) // 3 * 4, gradient)
+    for g0, g1, g2, d0, d1, d2, d3 in _blocks(*gradient.chunk(3), *spread.chunk(4)):
+        torch.add(g0, g2, out=d3)
+        torch.add(d3, g1, alpha=_A, out=d0)
+        torch.mul(g1, _A, out=d1)
+        d1.sub_(d3)
+        torch.sub(g0, g2, out=d3)
+        torch.add(g1, d3, out=d2)
+        torch.sub(g1, d3, out=d3)
+    return spread
+
+
+def _spread_operands(gradients: list[Tensor]) -> Tensor:
+    """The transpose of `sum_frames`: four of (B, C, H, W), which are overwritten, -> (3B, C, H, W)."""
+    frames = _empty_frames(len(gradients[0]) * 3, gradients[0])
+    for d0, d1, d2, d3, x0, x1, x2 in _blocks(*gradients, *frames.chunk(3)):
+        torch.sub(d0, d1, out=x1)
+        d0.add_(d1)
+        torch.sub(d2, d3, out=d1)
+        torch.add(d1, x1, alpha=_A, out=x1)
+        d2.add_(d3)
+        torch.sub(d0, d2, out=x0)
+        torch.add(d0, d2, out=x2)
+    return frames
+
+
+def _spread_kernels(gradients: list[Tensor], dtype: torch.dtype) -> Tensor:
+    """The transpose of `transform_kernel`: four of (O, C, h, w) -> (O, C, 3, h, w)."""
+    stacked = torch.stack(gradients).flatten(3)  # -> (4, O, C, h * w)
+    weight = torch.empty((*stacked.shape[1:3], 3, stacked.shape[3]), dtype=dtype, device=stacked.device)
+    size = _rows_of_a_block(weight)
+    for block, out in zip(stacked.split(size, dim=1), weight.split(size), strict=True):
+        k0, k1, k2, k3 = block.to(torch.promote_types(dtype, torch.float32)).unbind(0)
+        s, d = (k0 + k1) * (0.25 / _A), (k2 + k3) * 0.25
+        out[:, :, 0], out[:, :, 2] = s - d, s + d
+        out[:, :, 1] = k0.sub_(k1).sub_(k2).add_(k3).mul_(0.25)
+    return weight.unflatten(3, gradients[0].shape[2:])
+
+
+def _transform_in_blocks(weight: Tensor, dtype: torch.dtype) -> Tensor:
+    """`transform_kernel`, without gradients and without large sums in between."""
+    kernels = torch.empty((4, *weight.shape[:2], *weight.shape[3:]), dtype=dtype, device=weight.device)
+    size = _rows_of_a_block(weight)
+    for block, out in zip(weight.split(size), kernels.split(size, dim=1), strict=True):
+        out.copy_(transform_kernel(block))
+    return kernels
+
+
+def _as_wanted(operand: Tensor) -> Tensor:
+    """In the memory format that convolves best: float (B, C, H, W), the same values.
+
+    In float32 oneDNN's channels_last kernels add up all channels one by one, and their error is up to 4 times that of
+    the blocked kernels that contiguous tensors get, in about the same time.
+    """
+    return operand.contiguous() if operand.dtype is torch.float32 and operand.device.type == "cpu" else operand
+
+
+def _blocks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """The same stretch of each channels_last tensor as a vector, one that a core's cache holds after the other.
+
+    Several sums of one stretch then cost one way to memory: 1.3 to 1.9 times as fast on a CPU. A GPU gets all at once.
+    """
+    flat = [tensor.permute(0, 2, 3, 1).reshape(-1) for tensor in tensors]
+    size = _BLOCK if flat[0].device.type == "cpu" else max(1, flat[0].numel())
+    return zip(*(vector.split(size) for vector in flat), strict=True)
+
+
+def _rows_of_a_block(weight: Tensor) -> int:
+    rows = _BLOCK // max(1, weight[0].numel()) if weight.device.type == "cpu" else len(weight)
+    return max(1, rows)
+
+
+def _empty_frames(count: int, like: Tensor) -> Tensor:
+    """Room for so many frames, channels_last."""
+    shape = (count, *like.shape[1:])
+    return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=torch.channels_last)
+
+
 def _product(operand: Tensor, kernel: Tensor, bias: Tensor | None, stride, padding, dilation, groups: int) -> Tensor:
     """`conv2d`: float (B, C, H, W), (O, C / groups, h, w), (O,) -> (B, O, H', W')."""
     is_pointwise = kernel.shape[2:] == (1, 1) and groups == 1 and _is_all(stride, 1) and _is_all(padding, 0)
@@ -99,8 +281,12 @@ def _product(operand: Tensor, kernel: Tensor, bias: Tensor | None, stride, paddi
     return product.unflatten(2, operand.shape[2:])  # (B, O, H * W) -> (B, O, H, W)
 
 
+def _as_pair(value: int | tuple[int, int]) -> list[int]:
+    return [value, value] if isinstance(value, int) else list(value)
+
+
 def _is_all(value: int | tuple[int, int], number: int) -> bool:
-    return value in (number, (number, number))
+    return _as_pair(value) == [number, number]
 
 
 class ThreeFrameConv3d(nn.Conv3d):
@@ -124,13 +310,13 @@ class ThreeFrameConv3d(nn.Conv3d):
         frames = three_frame_conv(clip.unbind(2), self.weight, self.bias, *space, kernels=self._transformed_kernels())
         return torch.stack(frames, dim=2)  # 3 x (B, O, H', W') -> (B, O, 3, H', W')
 
-    def _transformed_kernels(self) -> Tensor:
+    def _transformed_kernels(self, dtype: torch.dtype | None = None) -> Tensor:
         if not self._may_keep():
-            return transform_kernel(self.weight)
+            return transform_kernel(self.weight, dtype)
         weight = self.weight
-        state = (weight._version, weight.data_ptr(), weight.dtype, weight.device)
+        state = (weight._version, weight.data_ptr(), weight.dtype, weight.device, dtype)
         if self._kept is None or self._kept[0][0]() is not weight or self._kept[0][1] != state:
-            self._kept = ((weakref.ref(weight), state), transform_kernel(weight))
+            self._kept = ((weakref.ref(weight), state), transform_kernel(weight, dtype))
         return self._kept[1]
 
     def _may_keep(self) -> bool:

@@ -292,7 +292,11 @@ def test_kept_kernels_are_never_stale(change):
 def count_transforms(monkeypatch: pytest.MonkeyPatch) -> list[torch.Tensor]:
     seen: list[torch.Tensor] = []
     transform = module_under_test.transform_kernel
-    monkeypatch.setattr(module_under_test, "transform_kernel", lambda weight: seen.append(weight) or transform(weight))
+    monkeypatch.setattr(
+        module_under_test,
+        "transform_kernel",
+        lambda weight, dtype=None: seen.append(weight) or transform(weight, dtype),
+    )
     return seen
 
 

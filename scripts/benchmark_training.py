@@ -1,0 +1,248 @@
+"""Training steps and predictions of the three-frame network against Conv3d's and the 2-D network's.
+
+python -m scripts.benchmark_training --device cpu [image_size=224 batch_size=8 ...]
+
+Outputs and gradients are compared first: arms that disagree are not timed. Then all arms run in turn in one process;
+the plain arm runs twice (A/A), which shows what the machine's noise is worth. A row that claims more multiplications a
+second than the machine's own matrix product reaches is refused: its clock did not wait for the device.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+import shlex
+import statistics
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from utils.config import PositiveInt, Settings, read_settings
+from utils.errors import InputError, run_script
+from utils.files import write_text
+
+CSV_NAME = "benchmark_training.csv"
+COLUMNS = tuple(
+    """configuration row arm batch_size image_size classifier_width precision memory_format compile repetitions
+    seconds_median speed_ratio_to_plain speed_ratio_to_best_conv3d latency_ratio_to_2d executed_gmac tflop_per_s
+    matmul_tflop_per_s peak_share output_difference gradient_difference device_name threads date torch cuda commit
+    command seconds""".split()  # noqa: SIM905
+)
+_NOT_IDENTITY = {"output_dir", "device", "rows", "inference_batch_sizes"}
+Row = Literal["training", "inference"]
+
+
+class TrainingBenchmarkSettings(Settings):
+    """What to time.
+
+    Attributes:
+        device: `auto`, `cpu`, `cuda`, `cuda:1`. Every key may also be given as an option: `--device cpu`.
+        rows: `training` steps (forward, backward, fused SGD), `inference`.
+        batch_size: of a training step.
+        inference_batch_sizes: each is timed by itself.
+        image_size: in pixels; clips have three frames.
+        classifier_width: of the hidden layers of the classifier; 4096 is the paper's.
+        compile: let torch.compile do the best Conv3d; false for a quick look.
+        repetitions: of each arm, at least 5, after one that does not count. Figures are medians.
+        output_dir: where `benchmark_training.csv` is, or will be; rows of other configurations stay.
+    """
+
+    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
+    rows: Annotated[tuple[Row, ...], Field(min_length=1)] = ("training", "inference")
+    batch_size: PositiveInt = 8
+    inference_batch_sizes: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (1, 16)
+    image_size: Annotated[int, Field(ge=32)] = 224
+    classifier_width: PositiveInt = 4096
+    compile: bool = True
+    repetitions: Annotated[int, Field(ge=5)] = 5
+    output_dir: Path = Path("benchmark_results")
+
+
+def main() -> None:
+    """Measure the machine's peak, then, row by row, compare the arms, time them, report."""
+    config = Path(__file__).with_name("benchmark_training.yaml")
+    settings = read_settings(TrainingBenchmarkSettings, __doc__, config, as_overrides(sys.argv[1:]))
+    from scripts import benchmark_training_arms as arms  # after the settings: a typo need not wait for torch
+
+    read_rows(settings.output_dir / CSV_NAME)
+    run = describe_run(settings)
+    peaks = arms.measure_peaks(settings)
+    for name, batch_size in rows_of(settings):
+        built = arms.build_arms(settings, name, batch_size)
+        differences = arms.compare(built)
+        seconds = arms.time_arms(built, settings.repetitions)
+        again = arms.measure_peaks(settings)  # a busy machine shows its peak now or then
+        peaks = {name: max(value, again[name]) for name, value in peaks.items()}
+        rows = summarise(built, seconds, run, peaks)
+        for row in rows:
+            row |= {"row": name, "batch_size": batch_size} | differences.get(row["arm"], {})
+        append_rows(settings.output_dir / CSV_NAME, rows)
+        print_table(rows)
+    print(f"configuration {run['configuration']} in {settings.output_dir / CSV_NAME}")
+
+
+def as_overrides(arguments: list[str]) -> list[str]:
+    """`--device cpu` and `--device=cpu` as `device=cpu`; `--config`, `--print-config` and `--help` stay as they are."""
+    common = {"--config", "--print-config", "--help", "-h"}
+    result: list[str] = []
+    pending = list(arguments)
+    while pending:
+        argument = pending.pop(0)
+        name, separator, value = argument.partition("=")
+        if not argument.startswith("--") or name in common:
+            result.append(argument)
+            if argument == "--config" and pending:
+                result.append(pending.pop(0))
+            continue
+        if not separator:
+            if not pending:
+                raise InputError(f"{name} needs a value: write {name} VALUE")
+            value = pending.pop(0)
+        result.append(f"{name.lstrip('-').replace('-', '_')}={value}")
+    return result
+
+
+def rows_of(settings: TrainingBenchmarkSettings) -> list[tuple[Row, int]]:
+    """What is timed, with its batch size."""
+    found: list[tuple[Row, int]] = [("training", settings.batch_size)] if "training" in settings.rows else []
+    if "inference" in settings.rows:
+        found += [("inference", size) for size in settings.inference_batch_sizes]
+    return found
+
+
+def describe_run(settings: TrainingBenchmarkSettings) -> dict[str, Any]:
+    """The columns that are known before anything runs."""
+    import torch
+
+    from utils.devices import choose_device, device_name
+    from utils.runs import describe_environment
+
+    device = choose_device(settings.device)
+    run = {
+        "image_size": settings.image_size,
+        "classifier_width": settings.classifier_width,
+        "repetitions": settings.repetitions,
+        "device_name": device_name(device),
+        "threads": torch.get_num_threads(),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "torch": str(torch.__version__),
+        "cuda": torch.version.cuda if device.type == "cuda" else None,
+        "commit": describe_environment({})["commit"],
+        "command": f"python -m scripts.benchmark_training {shlex.join(sys.argv[1:])}".strip(),
+    }
+    identity = settings.model_dump(mode="json", exclude=_NOT_IDENTITY)
+    identity |= {name: run[name] for name in ("device_name", "threads", "torch", "cuda")}
+    text = json.dumps(identity, sort_keys=True)
+    return {"configuration": hashlib.sha256(text.encode()).hexdigest()[:12]} | run
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Figures
+
+
+def check_roofline(name: str, gmac: float, seconds: float, peak_tflop_per_s: float) -> float:
+    """The share of the machine's peak that a figure claims: 2 FLOPs a multiply-accumulate.
+
+    Raises:
+        InputError: it is above the peak: the clock did not wait for the device, or counted something else.
+    """
+    share = 2e-3 * gmac / seconds / peak_tflop_per_s
+    if share > 1:
+        raise InputError(
+            f"{name}: {gmac:.4g} GMac in {seconds * 1e3:.4g} ms are {2e-3 * gmac / seconds:.4g} TFLOP/s, but the "
+            f"device reaches {peak_tflop_per_s:.4g}; synchronise the device before the clock is read"
+        )
+    return share
+
+
+def summarise(
+    arms: list[Any], seconds: dict[str, list[float]], run: dict[str, Any], peaks: dict[str, float]
+) -> list[dict[str, Any]]:
+    """A row an arm; ratios are medians over repetitions, in each of which all arms ran one after the other."""
+    rows = []
+    for arm in arms:
+        own, median_s = seconds[arm.name], statistics.median(seconds[arm.name])
+        figures = {
+            "arm": arm.name,
+            **arm.options,
+            "seconds_median": median_s,
+            "speed_ratio_to_plain": _ratio(seconds.get("plain"), own),
+            "speed_ratio_to_best_conv3d": _ratio(seconds.get("best conv3d"), own),
+            "latency_ratio_to_2d": _ratio(own, seconds.get("2-D")),
+            "executed_gmac": arm.executed_gmac,
+            "tflop_per_s": 2e-3 * arm.executed_gmac / median_s,
+            "matmul_tflop_per_s": peaks[arm.options["precision"]],
+            "peak_share": check_roofline(arm.name, arm.executed_gmac, median_s, peaks[arm.options["precision"]]),
+            "seconds": " ".join(f"{value:.6g}" for value in own),
+        }
+        rows.append(run | figures)
+    return rows
+
+
+def _ratio(slow: list[float] | None, fast: list[float] | None) -> float | None:
+    if slow is None or fast is None:
+        return None
+    return statistics.median([a / b for a, b in zip(slow, fast, strict=True)])
+
+
+def print_table(rows: list[dict[str, Any]]) -> None:
+    """What was measured, and with what."""
+    first = rows[0]
+    print(f"{first['row']}, batch {first['batch_size']}, {first['image_size']} px, width {first['classifier_width']}")
+    titles = ("arm", "ms", "x plain", "x best conv3d", "/ 2-D", "GMac", "TFLOP/s", "of peak", "difference")
+    print("{:14s}{:>10s}{:>9s}{:>15s}{:>8s}{:>9s}{:>9s}{:>9s}{:>12s}".format(*titles))
+    for row in rows:
+        ratios = [row[f"{name}"] for name in ("speed_ratio_to_plain", "speed_ratio_to_best_conv3d")]
+        cells = ["-" if value is None else f"{value:.2f}" for value in (*ratios, row["latency_ratio_to_2d"])]
+        difference = row.get("output_difference")
+        print(
+            f"{row['arm']:14s}{row['seconds_median'] * 1e3:10.1f}{cells[0]:>9s}{cells[1]:>15s}{cells[2]:>8s}"
+            f"{row['executed_gmac']:9.2f}{row['tflop_per_s']:9.3f}{row['peak_share']:9.1%}"
+            f"{'-' if difference is None else f'{difference:.1e}':>12s}"
+        )
+    print(f"{first['device_name']}; torch {first['torch']}; {first['date']}; commit {first['commit']}")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The table
+
+
+def read_rows(path: Path) -> list[dict[str, str]]:
+    """All rows of a table; none where there is no table.
+
+    Raises:
+        InputError: its columns are not ours.
+    """
+    if not path.exists():
+        return []
+    with path.open(newline="", encoding="utf-8") as file:
+        reader = csv.DictReader(file)
+        rows = list(reader)
+    if tuple(reader.fieldnames or ()) != COLUMNS:
+        raise InputError(f"{path}: has other columns than this version writes; move it away, or set another output_dir")
+    return rows
+
+
+def append_rows(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Add the rows of one comparison, in the place of those it had; the file is whole at any time."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    key = ("configuration", "row", "batch_size")
+    kept = [row for row in read_rows(path) if any(row[name] != str(rows[0][name]) for name in key)]
+    text = io.StringIO()
+    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows([*kept, *({name: _cell(value) for name, value in row.items()} for row in rows)])
+    write_text(path, text.getvalue())
+
+
+def _cell(value: Any) -> Any:
+    return f"{value:.6g}" if isinstance(value, float) else value
+
+
+if __name__ == "__main__":
+    run_script(main)
