@@ -14,6 +14,7 @@ from torchvision.models.vgg import cfgs, make_layers
 from utils.checkpoints import StateDict, load_state, read_weights
 from utils.errors import InputError
 from utils.files import sha256_file
+from utils.pooling import RepeatableAdaptiveAvgPool2d
 
 PAPER_CLASSIFIER_WIDTH = 4096
 
@@ -51,7 +52,7 @@ def _build_random(num_classes: int, classifier_width: int, dropout: float) -> VG
     with torch.device("meta"):  # torchvision's own 4096-wide classifier would cost 0.5 GB only to be replaced
         model = vgg11_bn(init_weights=False)
     model.features = make_layers(cfgs["A"], batch_norm=True)
-    model.avgpool = nn.AdaptiveAvgPool2d((7, 7))
+    model.avgpool = RepeatableAdaptiveAvgPool2d((7, 7))
     model.classifier = nn.Sequential(
         nn.Linear(512 * 7 * 7, classifier_width),
         nn.ReLU(inplace=True),

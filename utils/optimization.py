@@ -309,6 +309,8 @@ def nondeterministic_on_cuda(model: nn.Module) -> list[str]:
 
 
 def _is_refused(module: nn.Module) -> bool:
+    if getattr(module, "is_repeatable", False):
+        return False
     if isinstance(module, (nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d)):
         size = module.output_size
         return any(side != 1 for side in (size if isinstance(size, tuple) else (size,)))  # to 1 it is torch's mean

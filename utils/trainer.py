@@ -17,6 +17,7 @@ from utils.devices import describe_device
 from utils.errors import StopRequest
 from utils.files import sha256_bytes
 from utils.hold_out import split_hold_out
+from utils.host_memory import keep_freed_memory
 from utils.learner import Learner, Recipe, build_recipe
 from utils.pixels import Pixels, to_device
 from utils.ranks import Ranks
@@ -82,6 +83,8 @@ def train_network(task: Task, settings: TrainingSettings, run: Run | None, ranks
     description = _describe(task, settings, division)
 
     # 2. Build the network.
+    if recipe.device.type == "cpu":
+        keep_freed_memory()
     set_seed(settings.seed, 0)
     learner = Learner(task.build(), len(classes), settings, recipe, ranks)
     stop.is_patient = True
