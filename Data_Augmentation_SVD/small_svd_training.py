@@ -33,12 +33,12 @@ from Data_Augmentation_SVD.small_svd_stages import (
 )
 from utils.artifacts import Column, Table, write_table
 from utils.checkpoints import load_state
-from utils.tensor_files import read_training_state, write_training_state
 from utils.devices import describe_device
 from utils.errors import InputError
 from utils.indices import ItemIndex, locate_clip_index, read_clip_index
-from utils.runs import Run, open_run
 from utils.learner import Recipe, build_recipe
+from utils.runs import Run, open_run
+from utils.tensor_files import read_training_state, write_training_state
 from utils.utils import derive_seed
 
 log = logging.getLogger(__name__)

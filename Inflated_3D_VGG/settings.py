@@ -25,7 +25,7 @@ class InflatedSettings(TrainingSettings):
         temporal_padding: `zeros` or `replicate`, in time only.
         copy_bn_stats: False drops BatchNorm's running statistics, as the published code did.
         temporal_conv: `four_product` computes clips of three frames with fewer operations, to the same result but for
-            rounding; `conv3d` does not. Other clips, and `temporal_padding: replicate`, are always computed by `conv3d`.
+            rounding; `conv3d` does not. Other clips, and `temporal_padding: replicate`, always take `conv3d`.
     """
 
     NETWORK: ClassVar[str] = "inflated"

@@ -23,6 +23,7 @@ from utils.checkpoints import verify_weights
 from utils.devices import describe_device, device_name
 from utils.errors import InputError
 from utils.indices import ClassInfo, locate_clip_index, require_same_classes
+from utils.inference import prepare_for_inference
 from utils.learner import Recipe, build_recipe
 from utils.loading import build_loader
 from utils.runs import Run, open_run, remove_owned
@@ -150,7 +151,7 @@ def predict(model: nn.Module, job: _Job, settings: EvaluationSettings, recipe: R
             raise InputError(
                 f"{job.model.checkpoint}: gives logits that are not finite; use precision: fp32, or train again"
             )
-        probabilities.append(logits.double().softmax(dim=1).cpu().numpy())
+        probabilities.append(logits.cpu().double().softmax(dim=1).numpy())
         labels.append(target.numpy())
     return np.concatenate(probabilities), np.concatenate(labels)
 
@@ -191,6 +192,7 @@ def probability_rows(run_id: str, item_ids: list[str], probabilities: np.ndarray
 
 def _time_inference(model: nn.Module, job: _Job, settings: EvaluationSettings, recipe: Recipe) -> list[dict[str, Any]]:
     preprocess = Preprocessing(job.form.mean, job.form.std)
+    model = _prepare(model, recipe)
     first, _ = job.test.data[0]
     rows = []
     for batch_size in settings.latency.batch_sizes:
@@ -205,6 +207,14 @@ def _time_inference(model: nn.Module, job: _Job, settings: EvaluationSettings, r
         name = device_name(recipe.device)
         rows += latency_rows(job.model.name, settings.precision, name, batch_size, latencies_ms)
     return rows
+
+
+def _prepare(model: nn.Module, recipe: Recipe) -> nn.Module:
+    """The network as one would run it for its answers alone, where it has such a form (three frames, zero padding)."""
+    try:
+        return prepare_for_inference(model, dtype=recipe.autocast_dtype or torch.float32)
+    except ValueError:
+        return model
 
 
 def _merge_parts(output_dir: Path, run_ids: list[str]) -> None:

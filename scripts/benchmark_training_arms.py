@@ -124,7 +124,8 @@ def _build_network(settings: TrainingBenchmarkSettings, name: str, device: torch
     )
     for module in model.modules():
         if isinstance(module, nn.Conv3d):  # inflation leaves two slices of three at zero
-            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            drawn = torch.empty(module.weight.shape)  # in this order; a weight may lie in memory in another one
+            module.weight.data.copy_(nn.init.kaiming_normal_(drawn, mode="fan_out", nonlinearity="relu"))
         if name == "best conv3d" and type(module) is nn.Conv3d and device.type == "cpu":
             module.__class__ = SlicedConv3d
     return model.to(device)

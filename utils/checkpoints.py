@@ -45,7 +45,7 @@ class ModelDescription:
         epoch: 1-based.
         metric: name and value of what was compared.
         start: `random`, `imagenet`, or `checkpoint:` and the first 16 digits of that file's SHA-256.
-        trained_on: kind of input, sha256 of the index and of the hold-out (or None), num_items, is_paired, ...
+        trained_on: kind of input, SHA-256 over the items' ids and of the hold-out (or None), num_items, is_paired.
         selected_on: split and num_items of what chose this epoch.
         protocol_values: what the protocol sets, as it was in this run.
         update: optimizer steps up to here.

@@ -21,7 +21,7 @@ def draw_curves(history: list[dict[str, Any]], path: Path) -> None:
         loss_axes.plot(epochs, [row[f"{name}_loss"] for row in history], style, label=name, markersize=3)
         top1 = [row[f"{name}_top1_fraction"] for row in history]
         accuracy_axes.plot(epochs, top1, style, label=name, markersize=3)
-    loss_axes.set(xlabel="epoch", ylabel="cross-entropy")
+    loss_axes.set(xlabel="epoch", ylabel="loss")
     accuracy_axes.set(xlabel="epoch", ylabel="top-1 (fraction)", ylim=(0, 1))
     accuracy_axes.legend()
     write_with(path, lambda partial: figure.savefig(partial, format="png", dpi=120))

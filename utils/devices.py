@@ -25,6 +25,8 @@ def choose_device(name: str, *, one_each: bool = False) -> torch.device:
     available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if name == "auto":
         name = next(kind for kind in ("cuda", "mps", "cpu") if available[kind])
+    if is_one_of_several and name.startswith("cuda:"):
+        raise InputError(f"device: {name} is one GPU for {os.environ['WORLD_SIZE']} processes; set device: cuda")
     if is_one_of_several and name == "cuda":
         name = f"cuda:{os.environ.get('LOCAL_RANK') or 0}"
     device = torch.device(name)

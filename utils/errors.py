@@ -7,12 +7,14 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130
 EXIT_TERMINATED = 143
+_ONE_SIGNAL_S = 1.0  # the same signal again within this time was sent by the same event
 
 
 class InputError(Exception):
@@ -26,7 +28,8 @@ class Terminated(BaseException):
 class StopRequest:
     """SIGTERM, and SIGINT on request, as a flag that long work looks at between items; a second one ends at once.
 
-    A scheduler sends SIGTERM some seconds before it kills: time to finish the item at hand, not the run.
+    A scheduler sends SIGTERM some seconds before it kills: time to finish the item at hand, not the run. It may reach a
+    process twice at nearly the same time, from the scheduler and forwarded by a launcher; that counts as one.
 
     Args:
         on_interrupt: SIGINT (Ctrl-C) waits for the item at hand, too.
@@ -38,6 +41,7 @@ class StopRequest:
         self._signals = (signal.SIGTERM, signal.SIGINT) if on_interrupt else (signal.SIGTERM,)
         self._previous: dict[int, Any] = {}
         self._received: int | None = None
+        self._received_s = 0.0
 
     @property
     def is_set(self) -> bool:
@@ -56,9 +60,11 @@ class StopRequest:
     def request(self, number: int = signal.SIGTERM) -> None:
         """Ask for the stop as if the signal had come, e.g. because another process of the run received it."""
         if self._received is None:
-            self._received = number
+            self._received, self._received_s = number, time.monotonic()
 
     def _handle(self, number: int, _: object) -> None:
+        if number == self._received and time.monotonic() - self._received_s < _ONE_SIGNAL_S:
+            return
         if self.is_set or not self.is_patient:
             self._received = number
             self.raise_if_set()

@@ -9,6 +9,7 @@ batch:
 - one of few channels (the first layer's 3) sees each frame's neighbours as channels of its own, 3 C of them: the kernel
   (O, C, 3, h, w) is that of a 2-D convolution, (O, 3 C, h, w). It is nine products, but few channels leave most of a
   matrix unit's width empty, and its result is not rounded on the way;
+- one of few pixels is a product of matrices while it is trained (`utils.few_pixel_conv`);
 - the adaptive average before the classifier is one of frames, then one over frames, and gives (B, C, 1, h, w) back.
 
 In float32 the whole network's error is that of Conv3d's or less. In bfloat16, where sums of frames are rounded before
@@ -33,9 +34,12 @@ from torch.nn import functional
 from torchvision.models import VGG, AlexNet, ResNet
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
-from utils.three_frame_conv import ThreeFrameConv3d, conv_frames, is_eligible
+from utils.few_pixel_conv import conv_few_pixels
+from utils.pooling import adaptive_average
+from utils.three_frame_conv import ThreeFrameConv3d, conv_frames, is_eligible, slices_first
 
 _FEW_CHANNELS = 5  # with fewer, neighbours as channels are cheaper than four products
+_FEW_PIXELS = 512  # of a batch's feature map; with fewer, one product of matrices was faster on 2 CPU cores
 _CONTAINERS = (nn.Sequential, VGG, AlexNet, ResNet, BasicBlock, Bottleneck)  # their forward is the same for frames
 _AS_THEY_ARE = (nn.ReLU, nn.Dropout, nn.Identity, nn.Linear)
 
@@ -53,6 +57,8 @@ def use_frames_as_batch(model: nn.Module) -> int:
     swaps = [(module, _CLASSES[type(module)]) for module in model.modules() if type(module) in _CLASSES]
     for layer, frames_class in swaps:
         layer.__class__ = frames_class
+        if frames_class is FramesConv3d and layer.kernel_size[0] == 3:
+            layer.weight.data = slices_first(layer.weight.data)
     model.register_forward_pre_hook(frames_from_clip)
     return len(swaps)
 
@@ -104,8 +110,16 @@ class FramesConv3d(ThreeFrameConv3d):
             weight = self.weight.transpose(1, 2).flatten(1, 2)  # (O, C, 3, h, w) -> (O, 3 C, h, w)
             return functional.conv2d(with_neighbours(clip), weight, self.bias, *space)
         clip = clip.to(_compute_dtype(clip))
+        if self._sees_few_pixels(clip):
+            return conv_few_pixels(clip, self.weight, self.bias, *space[:2])
         kernels = None if torch.is_grad_enabled() else self._transformed_kernels(clip.dtype)
         return conv_frames(clip, self.weight, self.bias, *space, kernels=kernels)
+
+    def _sees_few_pixels(self, frames: Tensor) -> bool:
+        """Whether a kernel would be transformed for few pixels alone; without gradients it is kept."""
+        num_pixels = len(frames) // 3 * frames.shape[2] * frames.shape[3]
+        is_plain = self.groups == 1 and self.dilation == (1, 1, 1)
+        return torch.is_grad_enabled() and is_plain and num_pixels < _FEW_PIXELS
 
 
 class FramesBatchNorm3d(nn.BatchNorm3d):
@@ -209,11 +223,13 @@ class FramesAvgPool3d(nn.AvgPool3d):
 class FramesAdaptiveAvgPool3d(nn.AdaptiveAvgPool3d):
     """An `AdaptiveAvgPool3d` to one frame, where frames as a batch end."""
 
+    is_repeatable = True  # for frames as a batch, on CUDA
+
     def forward(self, clip: Tensor) -> Tensor:
         """Float (B, C, T, H, W) or (3B, C, H, W) -> (B, C, 1, h, w)."""
         if clip.dim() != 4:
             return super().forward(clip)
-        frames = functional.adaptive_avg_pool2d(clip, self.output_size[1:])
+        frames = adaptive_average(clip, self.output_size[1:])
         return frames.unflatten(0, (3, -1)).mean(0).unsqueeze(2)  # (3B, C, h, w) -> (B, C, 1, h, w)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from utils.errors import InputError
 from utils.optimization import learning_rate, scaled_learning_rate, should_stop_early
 from utils.settings import TrainingSettings
 
@@ -134,6 +135,18 @@ class Plan:
     def total_updates(self) -> int:
         """Of the whole run."""
         return self.settings.updates or self.settings.epochs * self.steps_per_epoch
+
+    def require_warm_up_ends(self) -> None:
+        """Make sure that the run is longer than its warm-up.
+
+        Raises:
+            InputError: it is not.
+        """
+        if self.settings.warmup_updates >= self.total_updates:
+            raise InputError(
+                f"warmup_updates: is {self.settings.warmup_updates}, but the run has {self.total_updates} updates; "
+                "lower it, or train longer"
+            )
 
     @property
     def num_epochs(self) -> int:

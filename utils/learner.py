@@ -20,7 +20,6 @@ from utils.errors import InputError
 from utils.history import add_to_sums
 from utils.losses import classification_loss
 from utils.optimization import (
-    WeightAverage,
     build_optimizer,
     freeze_layers,
     keep_frozen_in_eval,
@@ -28,8 +27,10 @@ from utils.optimization import (
 )
 from utils.ranks import Ranks
 from utils.settings import TrainingSettings
+from utils.weight_average import WeightAverage
 
-_COMPILE_MODES = {"default": None, "max": "max-autotune"}
+# Without CUDA graphs: their memory is used again by the next part of an accumulated update.
+_COMPILE_MODES = {"default": None, "max": "max-autotune-no-cudagraphs"}
 
 
 @dataclass(frozen=True)
@@ -58,8 +59,10 @@ def build_recipe(device: str, precision: str, *, one_each: bool = False) -> Reci
     chosen = choose_device(device, one_each=one_each)
     if precision == "fp16" and chosen.type == "cpu":
         raise InputError("precision: fp16 needs a GPU; set precision: bf16 or fp32")
-    if precision == "bf16" and chosen.type == "cuda" and not torch.cuda.is_bf16_supported():
-        raise InputError("precision: this GPU has no bf16; set precision: fp16 or fp32")
+    if chosen.type == "cuda":
+        torch.cuda.set_device(chosen)  # streams, events and NCCL go by the current one
+        if precision == "bf16" and not torch.cuda.is_bf16_supported(including_emulation=False):
+            raise InputError("precision: this GPU has no bf16; set precision: fp16 or fp32")
     return Recipe(chosen, {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision])
 
 
@@ -120,6 +123,19 @@ class Learner:
     def with_best_weights(self) -> AbstractContextManager[Any]:
         """The context in which the network has the weights to evaluate and keep: averaged, or as they are."""
         return self.average.applied_to(self.model) if self.average else nullcontext()
+
+    def require_finite_weights(self) -> None:
+        """Look at all weights: a last update can break them after a loss that was finite.
+
+        Raises:
+            InputError: one is not finite.
+        """
+        for name, weight in self.model.named_parameters():
+            if not torch.isfinite(weight).all():
+                raise InputError(
+                    f"the weights {name} are no longer finite; lower lr, set clip_grad_norm, or use precision: fp32. "
+                    "The last checkpoint stands"
+                )
 
     def state(self) -> dict[str, Any]:
         """Everything that resume needs, as tensors and plain values."""
@@ -204,12 +220,14 @@ def _freeze(model: nn.Module, num_layers: int) -> list[nn.Module]:
 
 
 def _choose_algorithms(model: nn.Module, settings: TrainingSettings, device: torch.device) -> None:
-    """Deterministic ones where they are asked for, the fastest ones otherwise (for all that this process computes)."""
+    """Deterministic ones where they are asked for, else those that cuDNN measures to be fastest; for this process."""
+    if device.type == "cuda":
+        torch.backends.cudnn.benchmark = not settings.deterministic
     if settings.deterministic and device.type == "cuda":
         if layers := nondeterministic_on_cuda(model):
             raise InputError(
-                f"deterministic: CUDA has no deterministic backward for {', '.join(layers)}; set deterministic: false, "
-                "train on the CPU, or use temporal_conv: four_product"
+                f"deterministic: CUDA has no deterministic gradient for {', '.join(layers)}; set deterministic: false, "
+                "train on the CPU, or, for clips of three frames, use temporal_conv: four_product"
             )
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it torch refuses products of matrices
     torch.use_deterministic_algorithms(settings.deterministic)

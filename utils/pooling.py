@@ -42,4 +42,4 @@ def _shares(length: int, wanted: int, like: Tensor) -> Tensor:
     starts, ends = positions * length // wanted, -(-(positions + 1) * length // wanted)
     values = torch.arange(length)
     is_inside = (values >= starts[:, None]) & (values < ends[:, None])
-    return (is_inside / (ends - starts)[:, None]).to(like)
+    return is_inside.to(like) / (ends - starts)[:, None].to(like)

@@ -74,6 +74,7 @@ class Saver:
         is_late = every_s is not None and time.monotonic() - self._saved_s > every_s
         if self._learner.ranks.any(self._stop.is_set or is_late):
             check()
+            self._learner.require_finite_weights()
             self.save()
             self._raise_if_asked()
 
@@ -124,6 +125,8 @@ def resume(learner: Learner, description: ModelDescription, run_dir: Path) -> Po
         learner.load(state)
         position = Position.from_state(state["position"], learner.recipe.device, is_main=learner.ranks.is_main)
         format_table(position.rows, HISTORY)
+    except torch.OutOfMemoryError:
+        raise
     except (KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]  # torch's go over many lines
         raise InputError(

@@ -73,7 +73,7 @@ class TrainingSettings(Settings):
         optimizer: `sgd`, or `adamw` (with `momentum` as its first and `beta2` as its second decay rate).
         lr: learning rate. `lr_scaling`: times batch_size / lr_batch_size (`linear`) or the root of it (`sqrt`).
         schedule: `step` (every `lr_step` epochs times `lr_gamma`), `cosine` (down to `min_lr` at the last update),
-            `plateau` (times `lr_gamma` after `plateau_patience` epochs without a lower loss), `constant`.
+            `plateau` (times `lr_gamma` after more than `plateau_patience` epochs without a lower loss), `constant`.
         warmup_updates: over which the rate rises from 0.
         label_smoothing: 0.1 is usual. `focal_gamma`: weight of hard items (Lin et al. 2017); 2 is usual.
         clip_grad_norm: upper bound of the gradient's norm; null does not clip.
@@ -85,7 +85,8 @@ class TrainingSettings(Settings):
         weights: `imagenet`, `none` (random), or a checkpoint's path.
         image_size: side of the network's input in pixels.
         classifier_width: width of the two hidden classifier layers; 4096 is the paper's.
-        precision: `bf16` and `fp16` train under autocast; faster where the hardware has it.
+        precision: `bf16` and `fp16` train under autocast; faster where the hardware has it. In `fp32`, cuDNN's
+            convolutions still multiply in TF32 where the GPU has it, as by torch's default.
         compile: `default` and `max` pass the network to torch.compile: faster steps after minutes of compiling.
         deterministic: only algorithms that give the same bits again; a network that CUDA has none for is refused.
         device: `auto` is the GPU if there is one.
@@ -100,8 +101,7 @@ class TrainingSettings(Settings):
     # What makes no result, or is another axis of a comparison than the protocol.
     NOT_PROTOCOL: ClassVar[frozenset[str]] = frozenset(
         """protocol output_dir overwrite seed device workers cache cache_dir checkpoint_every_s tensorboard compile
-        deterministic data_root train_csv val_csv wnids_file clips_root num_classes temporal_conv
-        accumulate""".split()  # noqa: SIM905
+        deterministic data_root train_csv val_csv wnids_file clips_root num_classes temporal_conv""".split()  # noqa: SIM905
     )
 
     protocol: str = "none"
@@ -170,10 +170,13 @@ class TrainingSettings(Settings):
 
     @model_validator(mode="after")
     def _rates_agree(self) -> TrainingSettings:
-        if self.min_lr > self.lr:
-            raise ValueError(f"min_lr: is {self.min_lr:g}, above lr {self.lr:g}; lower it")
+        scaling = {"none": 0.0, "linear": 1.0, "sqrt": 0.5}[self.lr_scaling]
+        if self.min_lr > (scaled := self.lr * (self.batch_size / self.lr_batch_size) ** scaling):
+            raise ValueError(f"min_lr: is {self.min_lr:g}, above the learning rate {scaled:g}; lower it")
         if self.updates is not None and self.warmup_updates >= self.updates:
             raise ValueError(f"warmup_updates: is {self.warmup_updates}, but the run has {self.updates} updates")
+        if self.accumulate > self.batch_size:
+            raise ValueError(f"accumulate: {self.accumulate} parts of {self.batch_size} items; lower it")
         return self
 
     @property

@@ -170,7 +170,8 @@ def mix_with_frames(images: Files, clips: Files, probability: float) -> MixedWit
     rows: dict[str, list[int]] = defaultdict(list)
     sources = clips.index.table.get("source_sha256", ())
     for row, source in enumerate(sources):
-        rows[source].append(row)
+        if source:
+            rows[source].append(row)
     clips_of_image = [np.array(rows.get(sha256, ()), dtype=np.int64) for sha256 in images.index.table["sha256"]]
     if not any(len(found) for found in clips_of_image):
         raise InputError(

@@ -217,30 +217,44 @@ def _spread_operands(gradients: list[Tensor]) -> Tensor:
     return frames
 
 
+def slices_first(weight: Tensor) -> Tensor:
+    """The same kernel, (O, C, 3, h, w), in memory (3, O, h, w, C): its slices are channels_last, one after the other.
+
+    In the order of the axes a slice is scattered in runs of h * w values, and its sums wait for memory.
+    """
+    return weight.permute(2, 0, 3, 4, 1).contiguous().permute(1, 4, 0, 2, 3)
+
+
 def _spread_kernels(gradients: list[Tensor], dtype: torch.dtype) -> Tensor:
-    """The transpose of `transform_kernel`: four of (O, C, h, w) -> (O, C, 3, h, w)."""
-    stacked = torch.stack(gradients).flatten(3)  # -> (4, O, C, h * w)
-    weight = torch.empty((*stacked.shape[1:3], 3, stacked.shape[3]), dtype=dtype, device=stacked.device)
-    size = _rows_of_a_block(weight)
-    for block, out in zip(stacked.split(size, dim=1), weight.split(size), strict=True):
-        k0, k1, k2, k3 = block.to(torch.promote_types(dtype, torch.float32)).unbind(0)
-        s, d = (k0 + k1) * (0.25 / _A), (k2 + k3) * 0.25
-        out[:, :, 0], out[:, :, 2] = s - d, s + d
-        out[:, :, 1] = k0.sub_(k1).sub_(k2).add_(k3).mul_(0.25)
-    return weight.unflatten(3, gradients[0].shape[2:])
+    """The transpose of `transform_kernel`: four of (O, C, h, w) -> (O, C, 3, h, w), in memory as `slices_first`."""
+    rows, columns, *window = gradients[0].shape
+    weight = torch.empty((3, rows, *window, columns), dtype=dtype, device=gradients[0].device)
+    wide = torch.promote_types(dtype, torch.float32)
+    for *block, w0, w1, w2 in _blocks(*gradients, *weight.permute(0, 1, 4, 2, 3)):
+        k0, k1, k2, k3 = (part.to(wide) for part in block)
+        s, d = torch.add(k0, k1).mul_(0.25 / _A), torch.add(k2, k3).mul_(0.25)
+        torch.sub(s, d, out=w0)
+        torch.add(s, d, out=w2)
+        torch.mul(torch.sub(k0, k1).sub_(k2).add_(k3), 0.25, out=w1)
+    return weight.permute(1, 4, 0, 2, 3)  # (3, O, h, w, C) -> (O, C, 3, h, w)
 
 
 def _transform_in_blocks(weight: Tensor, dtype: torch.dtype) -> Tensor:
-    """`transform_kernel`, without gradients and without large sums in between."""
-    kernels = torch.empty((4, *weight.shape[:2], *weight.shape[3:]), dtype=dtype, device=weight.device)
-    size = _rows_of_a_block(weight)
-    for block, out in zip(weight.split(size), kernels.split(size, dim=1), strict=True):
-        out.copy_(transform_kernel(block))
-    return kernels
+    """`transform_kernel`, without gradients and without large sums in between, in the format that convolves best."""
+    rows, columns, _, *window = weight.shape
+    kernels = torch.empty((4, rows, *window, columns), dtype=dtype, device=weight.device).permute(0, 1, 4, 2, 3)
+    wide = torch.promote_types(weight.dtype, torch.float32)
+    for w0, w1, w2, k0, k1, k2, k3 in _blocks(*weight.to(wide).unbind(2), *kernels):
+        s, d, w1 = torch.add(w0, w2).mul_(0.25 / _A), torch.sub(w2, w0).mul_(0.25), w1 * 0.25
+        torch.add(s, w1, out=k0)
+        torch.sub(s, w1, out=k1)
+        torch.sub(d, w1, out=k2)
+        torch.add(d, w1, out=k3)
+    return _as_wanted(kernels)
 
 
 def _as_wanted(operand: Tensor) -> Tensor:
-    """In the memory format that convolves best: float (B, C, H, W), the same values.
+    """In the memory format that convolves best: channels_last tensors as they are, but for float32 on a CPU.
 
     In float32 oneDNN's channels_last kernels add up all channels one by one, and their error is up to 4 times that of
     the blocked kernels that contiguous tensors get, in about the same time.
@@ -256,11 +270,6 @@ def _blocks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
     flat = [tensor.permute(0, 2, 3, 1).reshape(-1) for tensor in tensors]
     size = _BLOCK if flat[0].device.type == "cpu" else max(1, flat[0].numel())
     return zip(*(vector.split(size) for vector in flat), strict=True)
-
-
-def _rows_of_a_block(weight: Tensor) -> int:
-    rows = _BLOCK // max(1, weight[0].numel()) if weight.device.type == "cpu" else len(weight)
-    return max(1, rows)
 
 
 def _empty_frames(count: int, like: Tensor) -> Tensor:

@@ -9,14 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import nn
 
 from utils.batches import Batches
 from utils.checkpoints import ModelDescription, describe_run, require_start_classes
 from utils.devices import describe_device
-from utils.errors import StopRequest
+from utils.errors import InputError, StopRequest
 from utils.files import sha256_bytes
-from utils.hold_out import split_hold_out
+from utils.history import Plan
+from utils.hold_out import source_ids, split_hold_out
 from utils.host_memory import keep_freed_memory
 from utils.learner import Learner, Recipe, build_recipe
 from utils.pixels import Pixels, to_device
@@ -59,6 +61,7 @@ class Division:
     Attributes:
         selection: the source of the latter; the training source itself for a hold-out.
         split: its name in every table: `hold_out`, `hold_out_unpaired` or `val`.
+        is_paired: whether the source image of every training item is known.
         hold_out_sha256: of the hold-out's file.
     """
 
@@ -66,6 +69,7 @@ class Division:
     selection: Source
     selection_positions: np.ndarray
     split: str
+    is_paired: bool
     hold_out_sha256: str | None = None
 
 
@@ -80,13 +84,14 @@ def train_network(task: Task, settings: TrainingSettings, run: Run | None, ranks
     require_start_classes(settings, classes, task.train.index.index_path)
     recipe = build_recipe(settings.device, settings.precision, one_each=True)
     division = ranks.main_first(lambda: divide(task, settings))
+    Plan(settings, -(-len(division.train_positions) // settings.batch_size)).require_warm_up_ends()
     description = _describe(task, settings, division)
 
     # 2. Build the network.
     if recipe.device.type == "cpu":
         keep_freed_memory()
     set_seed(settings.seed, 0)
-    learner = Learner(task.build(), len(classes), settings, recipe, ranks)
+    learner = Learner(ranks.main_first(task.build), len(classes), settings, recipe, ranks)
     stop.is_patient = True
     stop.raise_if_set()
 
@@ -94,11 +99,17 @@ def train_network(task: Task, settings: TrainingSettings, run: Run | None, ranks
     if run is not None:
         if division.hold_out_sha256 is not None:
             run.record_inputs({"hold_out": settings.hold_out_file})
-        run.begin(describe_device(recipe.device))
+        run.begin(describe_device(recipe.device) | {"num_processes": ranks.num_ranks})
     batches = ranks.main_first(lambda: open_batches(task, settings, division, recipe, ranks, stop))
 
     # 4. Train.
-    top1 = fit(learner, *batches, description, settings.output_dir, stop)
+    try:
+        top1 = fit(learner, *batches, description, settings.output_dir, stop)
+    except torch.OutOfMemoryError:
+        raise InputError(
+            f"batch_size: the GPU's memory is too small for {settings.batch_size} items in {settings.accumulate} "
+            "parts; raise accumulate or lower batch_size. The last checkpoint stands"
+        ) from None
     log.info("best %s top-1 %.3f: %s", division.split, top1, settings.output_dir / BEST_FILE)
     return settings.output_dir / BEST_FILE
 
@@ -111,12 +122,14 @@ def divide(task: Task, settings: TrainingSettings) -> Division:
     """
     rows = task.train.rows
     if settings.selection == "val":
-        return Division(np.arange(len(rows)), task.val, np.arange(len(task.val.rows)), "val")
+        is_paired = source_ids(task.train.index)[1]
+        return Division(np.arange(len(rows)), task.val, np.arange(len(task.val.rows)), "val", is_paired)
     options = {"fraction": settings.hold_out.fraction, "seed": settings.hold_out.seed}
     parts = split_hold_out(task.train.index, settings.hold_out_file, **options)
     is_held = np.isin(rows, parts.held_positions)
     split = "hold_out" if parts.is_paired else "hold_out_unpaired"
-    return Division(np.flatnonzero(~is_held), task.train, np.flatnonzero(is_held), split, parts.sha256)
+    sides = (np.flatnonzero(~is_held), task.train, np.flatnonzero(is_held))
+    return Division(*sides, split, parts.is_paired, parts.sha256)
 
 
 def open_batches(
@@ -127,7 +140,6 @@ def open_batches(
     is_same = division.selection is task.train
     selection_pixels = pixels if is_same else _open_pixels(division.selection, settings, recipe, stop)
     common = {
-        "batch_size": settings.batch_size,
         "is_clip": task.form["kind"] == "clip",
         "ranks": ranks,
         "device": recipe.device,
@@ -136,13 +148,19 @@ def open_batches(
         pixels,
         *_labels_and_names(task.train),
         division.train_positions,
+        batch_size=settings.batch_size,
         seed=settings.seed,
         num_parts=settings.accumulate,
         class_balanced=settings.sampling == "class_balanced",
         **common,
     )
+    at_once = -(-settings.batch_size // (settings.accumulate * ranks.num_ranks))  # as many as fit while training
     selection = Batches(
-        selection_pixels, *_labels_and_names(division.selection), division.selection_positions, **common
+        selection_pixels,
+        *_labels_and_names(division.selection),
+        division.selection_positions,
+        batch_size=at_once,
+        **common,
     )
     return train, selection
 
@@ -165,7 +183,7 @@ def _describe(task: Task, settings: TrainingSettings, division: Division) -> Mod
         "items_sha256": _items_sha256(task.train),
         "num_items": len(division.train_positions),
         "hold_out_sha256": division.hold_out_sha256,
-        "is_paired": division.split != "hold_out_unpaired",
+        "is_paired": division.is_paired,
     }
     selected_on = {"split": division.split, "num_items": len(division.selection_positions)}
     return describe_run(

@@ -147,11 +147,13 @@ class _EpochClock:
 
     def __init__(self, first_step: int) -> None:
         self._started_s, self._first_step = time.monotonic(), first_step
-        self.num_steps, self.train_s, self.wait_s = 0, 0.0, 0.0
+        self.num_steps, self.num_items, self.train_s, self.wait_s = 0, 0, 0.0, 0.0
 
     def trained(self, step: int, batches: Batches) -> None:
         """The updates are made."""
         self.num_steps, self.train_s = step - self._first_step, time.monotonic() - self._started_s
+        first, end = (number * batches.batch_size for number in (self._first_step, step))
+        self.num_items = min(end, len(batches.positions)) - first
         self.wait_s, batches.wait_s = batches.wait_s, 0.0
 
     @property
@@ -207,8 +209,8 @@ def _log_epoch(learner: Learner, plan: Plan, position: Position, clock: _EpochCl
         row["train_top1_fraction"],
         row["selection_top1_fraction"],
         row["learning_rate"],
-        clock.num_steps * learner.settings.batch_size / max(clock.train_s, 1e-9),
+        clock.num_items / max(clock.train_s, 1e-9),
         100 * clock.wait_s / max(clock.train_s, 1e-9),
         describe_memory(learner.recipe.device),
-        (plan.num_epochs - last) * clock.seconds,
+        (plan.total_updates - position.update) * clock.seconds / max(clock.num_steps, 1),
     )

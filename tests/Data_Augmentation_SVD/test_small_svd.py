@@ -42,12 +42,12 @@ from Data_Augmentation_SVD.small_svd_models import (
 )
 from Data_Augmentation_SVD.small_svd_samples import generate_clips, measure_clip_motion_px
 from utils.artifacts import read_table
-from utils.tensor_files import read_training_state
 from utils.clips import write_clip
 from utils.config import build_settings, read_yaml
 from utils.errors import InputError
 from utils.images import read_rgb_image
 from utils.indices import read_clip_index
+from utils.tensor_files import read_training_state
 
 TINY = {
     "num_frames": 2,

@@ -9,6 +9,7 @@ from torchvision import models
 
 from Baseline_VGG.vgg_baseline import build_vgg11
 from Inflated_3D_VGG.vgg_inflated import TemporalReplicateConv3d, build_vgg11_3d, inflate, inflate_conv
+from utils.frames_as_batch import FramesConv3d, has_frames_as_batch
 
 # With zero padding in time only `center` keeps the 2-D features; `average` needs replicated frames.
 EXACT_COMBINATIONS = [("center", "zeros"), ("center", "replicate"), ("average", "replicate")]
@@ -198,3 +199,35 @@ def test_builder_inflates_the_baseline_it_would_build():
     vgg_3d = build_vgg11_3d(5, classifier_width=8)
     assert torch.equal(vgg_3d.state_dict()["features.0.weight"][:, :, 1], vgg.state_dict()["features.0.weight"])
     assert torch.equal(vgg_3d.state_dict()["classifier.6.weight"], vgg.state_dict()["classifier.6.weight"])
+
+
+@pytest.mark.parametrize(
+    ("options", "has_frames"),
+    [
+        ({}, True),
+        ({"temporal_conv": "four_product"}, True),
+        ({"temporal_conv": "conv3d"}, False),
+        ({"temporal_padding": "replicate"}, False),
+    ],
+    ids=str,
+)
+def test_four_products_are_taken_unless_asked_not_to_and_never_with_replicated_frames(options, has_frames):
+    model = build_vgg11_3d(2, classifier_width=8, **options)
+    assert has_frames_as_batch(model) == has_frames
+    plain = TemporalReplicateConv3d if "temporal_padding" in options else nn.Conv3d
+    assert type(model.features[4]) is (FramesConv3d if has_frames else plain)
+
+
+def test_both_temporal_convolutions_have_one_state_dict_and_one_start():
+    models = []
+    for temporal_conv in ("four_product", "conv3d"):
+        torch.manual_seed(3)
+        models.append(build_vgg11_3d(2, classifier_width=8, temporal_conv=temporal_conv))
+    states = [model.state_dict() for model in models]
+    assert list(states[0]) == list(states[1])
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+
+
+def test_an_unknown_temporal_convolution_is_named():
+    with pytest.raises(ValueError, match="unknown temporal_conv 'fourproduct'; known: conv3d, four_product"):
+        build_vgg11_3d(2, classifier_width=8, temporal_conv="fourproduct")

@@ -92,7 +92,7 @@ def test_the_departures_are_of_all_keys():
 
 @pytest.mark.parametrize(("network", "protocol"), CASES)
 def test_where_and_how_fast_a_run_computes_is_no_departure(tmp_path, network, protocol):
-    elsewhere = {"output_dir": "other/run", "seed": 5, "workers": 0, "device": "cpu", "cache": False, "accumulate": 4}
+    elsewhere = {"output_dir": "other/run", "seed": 5, "workers": 0, "device": "cpu", "cache": False}
     elsewhere |= {
         "tensorboard": True,
         "checkpoint_every_s": None,

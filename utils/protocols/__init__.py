@@ -67,7 +67,7 @@ def label(settings: TrainingSettings) -> str:
     if settings.protocol == NONE:
         return CUSTOM
     path, protocol = _read(settings.protocol)
-    kept = settings.model_dump(mode="json", include=set(settings.NOT_PROTOCOL) - {"protocol"})
+    kept = settings.model_dump(mode="json", include=set(settings.NOT_PROTOCOL) - {"protocol"} | set(protocol.free))
     values = kept | protocol_values(type(settings), settings.protocol)
     expected = build_settings(type(settings), values, str(path), check_paths=False).protocol_values
     found = settings.protocol_values
