@@ -151,17 +151,15 @@ def _per_channel(values: torch.Tensor, inputs: torch.Tensor) -> torch.Tensor:
 
 
 def _mirror(inputs: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    outputs = inputs.clone()
-    for item in (torch.rand(len(inputs), generator=generator) < 0.5).nonzero().flatten().tolist():
-        outputs[item] = inputs[item].flip(-1)
-    return outputs
+    is_mirrored = (torch.rand(len(inputs), generator=generator) < 0.5).to(inputs.device)
+    return torch.where(is_mirrored.view(-1, *(1,) * (inputs.dim() - 1)), inputs.flip(-1), inputs)
 
 
 def _crop(inputs: torch.Tensor, min_area: float, generator: torch.Generator) -> torch.Tensor:
     """float32, 0..255: a part of each item, resized to the whole."""
     outputs, (height, width) = torch.empty_like(inputs, dtype=torch.float32), inputs.shape[-2:]
     area, top, left = torch.rand(3, len(inputs), generator=generator, dtype=torch.float64).tolist()
-    for item in range(len(inputs)):  # boxes differ in size; a grid for all (grid_sample) takes three times as long
+    for item in range(len(inputs)):  # boxes differ in size; one grid_sample takes three times as long (on a CPU)
         side = (min_area + (1 - min_area) * area[item]) ** 0.5
         rows, columns = max(1, round(side * height)), max(1, round(side * width))
         y, x = int(top[item] * (height - rows + 1)), int(left[item] * (width - columns + 1))

@@ -74,6 +74,10 @@ class Batches:
         self.ranks = ranks or Ranks()
         self._weights = class_balanced_weights(self.labels[self.positions]) if class_balanced else None
         self._device = device or torch.device("cpu")
+        self._copies: torch.cuda.Stream | None = None
+        if self._device.type == "cuda":
+            self._copies = torch.cuda.Stream(self._device)
+            pixels.pin_buffers()
         self.wait_s = 0.0
 
     def __len__(self) -> int:
@@ -120,12 +124,15 @@ class Batches:
         generator = torch.Generator().manual_seed(derive_seed(self.seed, *place, _PIXELS)) if place else None
         inputs = self.pixels.gather(items, generator=generator)
         inputs = inputs if self.is_clip else inputs.squeeze(2)  # (B, 3, 1, H, W) -> (B, 3, H, W)
-        # Shipped from the thread that gathers: the pixels' buffers count on that order.
-        return Batch(*(t.to(self._device, non_blocking=True) for t in (inputs, self.labels[items], shares)))
+        batch = Batch(*(tensor.to(self._device) for tensor in (inputs, self.labels[items], shares)))
+        if self._copies is not None:
+            # Only what this thread has sent: after it the batch is there, and its buffer may be filled again.
+            self._copies.synchronize()
+        return batch
 
     def _ahead(self, plan: list[tuple], fill: Callable[..., Batch]) -> Callable[[], Batch]:
         """A function that returns the next of `plan` filled, while a thread fills the one after it."""
-        executor = ThreadPoolExecutor(1, thread_name_prefix="batches")
+        executor = ThreadPoolExecutor(1, "batches", initializer=_work_aside, initargs=(self._copies,))
         futures: deque[Future[Batch]] = deque()
         pending = iter(plan)
 
@@ -139,11 +146,26 @@ class Batches:
             started_s = time.monotonic()
             filled = futures.popleft().result()
             self.wait_s += time.monotonic() - started_s
+            if self._copies is not None:
+                _keep_until_computed(filled)
             look_ahead()
             return filled
 
         look_ahead()
         return next_filled
+
+
+def _work_aside(copies: torch.cuda.Stream | None) -> None:
+    """Let what this thread sends to a GPU not queue behind the kernels there; a new thread's GPU is the first one."""
+    if copies is not None:
+        torch.cuda.set_device(copies.device)
+        torch.cuda.set_stream(copies)
+
+
+def _keep_until_computed(batch: Batch) -> None:
+    """Its memory belongs to the copies' stream, which would take it back while kernels of this one still read it."""
+    for tensor in (batch.inputs, batch.target, batch.shares):
+        tensor.record_stream(torch.cuda.current_stream(tensor.device))
 
 
 def share_update(items: torch.Tensor, ranks: Ranks, num_parts: int = 1) -> list[tuple[torch.Tensor, torch.Tensor]]:

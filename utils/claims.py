@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from utils.files import PARTIAL_SUFFIX
+from utils.files import partial_path, sync_folder
 
 _WAIT_S = 0.1
 
@@ -51,11 +51,7 @@ class ClaimedFile:
         with _writing():
             os.fsync(self._descriptor)
             partial_path(self._path).replace(self._path)
-            folder = os.open(self._path.parent, os.O_RDONLY)
-            try:
-                os.fsync(folder)  # the rename itself must survive a power cut
-            finally:
-                os.close(folder)
+            sync_folder(self._path.parent)
 
 
 @contextmanager
@@ -78,11 +74,6 @@ def claimed(path: Path, on_wait: Callable[[], None]) -> Iterator[ClaimedFile]:
         if _is_at(descriptor, partial):  # after the rename the name is free for another process
             partial.unlink()
         os.close(descriptor)
-
-
-def partial_path(path: Path) -> Path:
-    """Where `path` is built."""
-    return path.with_name(path.name + PARTIAL_SUFFIX)
 
 
 def _lock(partial: Path, on_wait: Callable[[], None]) -> int:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import fcntl
 import logging
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
 from utils.artifacts import CLIP_INDEX, FILE_HASHES, IMAGE_INDEX, read_table, write_table
 from utils.errors import InputError
-from utils.files import sha256_bytes, sha256_file
+from utils.files import locked, sha256_bytes, sha256_file
 from utils.indices import ItemIndex
 
 log = logging.getLogger(__name__)
@@ -39,7 +37,7 @@ def known_hashes(
         return
     names = list(index.table["image_path" if "image_path" in index.table else "video_path"])
     record = _hash_record(index, names[0], cache_dir)
-    recorded = dict(read_table(record, FILE_HASHES).itertuples(index=False)) if record.exists() else {}
+    recorded = _read_hashes(record)
     added = {}
     for position, (name, path) in enumerate(zip(names, index.paths, strict=True)):
         if hashes[position]:
@@ -56,7 +54,7 @@ def known_hashes(
             )
     yield hashes
     if added:
-        _write_hashes(record, recorded | added)
+        _add_hashes(record, added)
 
 
 def _hash_record(index: ItemIndex, first_name: str, cache_dir: Path) -> Path:
@@ -65,24 +63,18 @@ def _hash_record(index: ItemIndex, first_name: str, cache_dir: Path) -> Path:
     return cache_dir / f"{sha256_bytes(f'{sha256_file(index.index_path)} {folder}'.encode())[:16]}.sha256.csv"
 
 
-def _write_hashes(record: Path, hashes: dict[str, str]) -> None:
+def _read_hashes(record: Path) -> dict[str, str]:
+    return dict(read_table(record, FILE_HASHES).itertuples(index=False)) if record.exists() else {}
+
+
+def _add_hashes(record: Path, added: dict[str, str]) -> None:
     try:
-        with _locked_folder(record.parent):
+        with locked(record):
+            recorded = _read_hashes(record)  # another process may have used some of the files meanwhile: it was first
+            hashes = recorded | {name: sha256 for name, sha256 in added.items() if name not in recorded}
             write_table([{"path": name, "sha256": sha256} for name, sha256 in hashes.items()], record, FILE_HASHES)
     except OSError as error:
         log.warning("%s: cannot be written (%s); later changes of these files are not noticed", record, error.strerror)
-
-
-@contextmanager
-def _locked_folder(folder: Path) -> Iterator[None]:
-    # Several processes may see an index for the first time; their writes to one name must not meet.
-    folder.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def _line_of(index: ItemIndex, name: str) -> int:

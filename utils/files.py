@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 from collections.abc import Callable, Iterator
@@ -21,7 +22,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
     never look at names that end in `.partial`.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + PARTIAL_SUFFIX)
+    partial = partial_path(path)
     try:
         yield partial
         _fsync(partial)
@@ -31,7 +32,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
         if isinstance(error, OSError) and error.filename is None:
             error.filename = str(path)  # a failed write does not know its file's name
         raise
-    _fsync(path.parent)  # the rename itself must survive a power cut
+    sync_folder(path.parent)
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -49,6 +50,28 @@ def write_with(path: Path, writer: Callable[[Path], None]) -> None:
     """Let `writer` (a library's save function) write to a path, atomically."""
     with atomic_path(path) as partial:
         writer(partial)
+
+
+def partial_path(path: Path) -> Path:
+    """Where `path` is written before it takes its name."""
+    return path.with_name(path.name + PARTIAL_SUFFIX)
+
+
+def sync_folder(folder: Path) -> None:
+    """Wait until the disk has the names in a folder: a rename itself must survive a power cut."""
+    _fsync(folder)
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Let one process after the other in, to look at `path` and write it; the system lets go of a killed one's lock.
+
+    The lock is a hidden file beside `path`, which stays: it must be open for writing, or network file systems refuse.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.with_name(f".{path.name}.lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def remove_partial_files(folder: Path) -> None:

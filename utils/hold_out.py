@@ -7,11 +7,9 @@ is marked unpaired.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +18,7 @@ import pandas as pd
 
 from utils.artifacts import HOLD_OUT, read_table, write_table
 from utils.errors import InputError
-from utils.files import sha256_file
+from utils.files import locked, sha256_file
 from utils.indices import ItemIndex
 
 _TRAIN, _HELD = "train", "hold_out"
@@ -44,15 +42,8 @@ class HoldOut:
 
 
 def source_ids(index: ItemIndex) -> tuple[list[str], bool]:
-    """What each row was made from: its source image's SHA-256, or the row's own path where that is unknown.
-
-    Returns:
-        one id a row, and whether all sources are known.
-    """
-    # A clip's own hash is no name for its source: only an image index may use `sha256`.
-    known, path = ("sha256", "image_path") if "image_path" in index.table else ("source_sha256", "video_path")
-    sources = index.table[known] if known in index.table else pd.Series("", index=index.table.index)
-    return sources.where(sources != "", index.table[path]).tolist(), bool((sources != "").all())
+    """What each row was made from, and whether all sources are known."""
+    return index.source_ids, index.is_paired
 
 
 def draw_hold_out(sources: Mapping[str, int], fraction: float, seed: int) -> set[str]:
@@ -96,7 +87,7 @@ def split_hold_out(index: ItemIndex, path: Path, *, fraction: float, seed: int) 
     sources, is_paired = source_ids(index)
     labels = _labels_of(index, sources)
     if not path.exists():
-        with _only_one(path):
+        with locked(path):
             if not path.exists():  # another process may just have drawn
                 _write(labels, path, fraction, seed, _PAIRINGS[is_paired])
     table = read_table(path, HOLD_OUT)
@@ -132,30 +123,22 @@ def _write(labels: Mapping[str, int], path: Path, fraction: float, seed: int, pa
     write_table(rows, path, HOLD_OUT)
 
 
-@contextmanager
-def _only_one(path: Path) -> Iterator[None]:
-    """Let one process after the other in; the system lets go of a killed one's lock."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.with_name(f".{path.name}.lock").open("a") as lock:
-        fcntl.lockf(lock, fcntl.LOCK_EX)
-        yield
-
-
 def _require_settings(table: pd.DataFrame, path: Path, fraction: float, seed: int) -> None:
     for key, wanted in (("fraction", float(f"{fraction:.6g}")), ("seed", seed)):  # as the table writes it
-        for line, found in table[key].items():
-            if found != wanted:
-                raise InputError(
-                    f"{path} line {line}: was drawn with hold_out.{key}={found}, not {wanted}; set it so, or set "
-                    "hold_out.file to another file"
-                )
-    drawn = draw_hold_out(dict(zip(table["source_sha256"], table["label"], strict=True)), fraction, seed)
-    for line, row in table.iterrows():
-        if (row["source_sha256"] in drawn) != (row["part"] == _HELD):
+        others = table[key][table[key] != wanted]
+        if len(others):
             raise InputError(
-                f"{path} line {line}: {row['source_sha256']} is in part {row['part']!r}, but was not drawn so: the "
-                "file was edited; restore it, or set hold_out.file to another file"
+                f"{path} line {others.index[0]}: was drawn with hold_out.{key}={others.iloc[0]}, not {wanted}; set it "
+                "so, or set hold_out.file to another file"
             )
+    drawn = draw_hold_out(dict(zip(table["source_sha256"], table["label"], strict=True)), fraction, seed)
+    edited = table[table["source_sha256"].isin(drawn) != (table["part"] == _HELD)]
+    if len(edited):
+        row = edited.iloc[0]
+        raise InputError(
+            f"{path} line {edited.index[0]}: {row['source_sha256']} is in part {row['part']!r}, but was not drawn so: "
+            "the file was edited; restore it, or set hold_out.file to another file"
+        )
 
 
 def _require_pairing(table: pd.DataFrame, path: Path, index: ItemIndex, is_paired: bool) -> None:

@@ -14,7 +14,6 @@ from utils.errors import InputError
 from utils.files import resolve_item, sha256_file
 
 log = logging.getLogger(__name__)
-# What the files of an index without `sha256` were when they were first used; beside the pixel cache, read by us alone.
 
 
 @dataclass(frozen=True)
@@ -55,19 +54,32 @@ class ItemIndex:
         return [int(label) for label in self.table["label"]]
 
     @property
+    def source_hashes(self) -> pd.Series:
+        """The SHA-256 of each row's source image; empty where it is unknown."""
+        # A clip's own hash is no name for its source: only an image index may use `sha256`.
+        column = "sha256" if "image_path" in self.table else "source_sha256"
+        return self.table[column] if column in self.table else pd.Series("", index=self.table.index)
+
+    @property
+    def source_ids(self) -> list[str]:
+        """What each row was made from: its source image's SHA-256, or the row's own path where that is unknown."""
+        hashes, path = self.source_hashes, "image_path" if "image_path" in self.table else "video_path"
+        return hashes.where(hashes != "", self.table[path]).tolist()
+
+    @property
+    def is_paired(self) -> bool:
+        """Whether the source image of every row is known, so that arms can be compared item by item."""
+        return bool((self.source_hashes != "").all())
+
+    @property
     def item_ids(self) -> list[str]:
-        """What an item is called in every table: its source image's SHA-256, or its path where that is unknown.
+        """What an item is called in every table: its source's id, see `source_ids`.
 
         The second item of one source gets the suffix `#2`, and so on, so that ids are unique within a split.
         """
-        # A clip's own hash is no name for its source: only an image index may use `sha256`.
-        known, path = ("sha256", "image_path") if "image_path" in self.table else ("source_sha256", "video_path")
-        names = self.table[path]
-        if known in self.table:
-            names = self.table[known].where(self.table[known] != "", names)
         seen: Counter[str] = Counter()
         ids = []
-        for item_id in names:
+        for item_id in self.source_ids:
             seen[item_id] += 1
             ids.append(item_id if seen[item_id] == 1 else f"{item_id}#{seen[item_id]}")
         return ids

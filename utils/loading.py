@@ -8,6 +8,12 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 
+def num_usable_cores() -> int:
+    """Cores that this process may use; all of them where the system does not say (Linux does)."""
+    usable = getattr(os, "sched_getaffinity", None)
+    return (os.cpu_count() or 1) if usable is None else len(usable(0))
+
+
 def build_loader(data: Dataset, *, batch_size: int, workers: int, device: torch.device | None = None) -> DataLoader:
     """A loader in index order.
 
@@ -18,6 +24,6 @@ def build_loader(data: Dataset, *, batch_size: int, workers: int, device: torch.
     return DataLoader(
         data,
         batch_size=batch_size,
-        num_workers=min(workers, len(os.sched_getaffinity(0))),
+        num_workers=min(workers, num_usable_cores()),
         pin_memory=device is not None and device.type == "cuda",
     )

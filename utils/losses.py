@@ -15,7 +15,6 @@ def classification_loss(
     *,
     label_smoothing: float = 0.0,
     focal_gamma: float = 0.0,
-    item_weights: Tensor | None = None,
 ) -> Tensor:
     """The loss of each item: float32 (B,), or float64 where the logits are; the caller takes the mean.
 
@@ -26,17 +25,14 @@ def classification_loss(
             usual, higher makes the network less sure of itself.
         focal_gamma: 0 is cross-entropy; higher gives items that are already right less weight (Lin et al. 2017), 2 is
             usual. Each class's term of the cross-entropy is scaled by (1 - its probability) ** gamma.
-        item_weights: float (B,), factors of the losses.
 
     Raises:
         ValueError: shares of another shape than the logits.
     """
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     if focal_gamma == 0:
-        losses = functional.cross_entropy(logits, target, reduction="none", label_smoothing=label_smoothing)
-    else:
-        losses = _focal_loss(logits, _class_shares(logits, target, label_smoothing), focal_gamma)
-    return losses if item_weights is None else losses * item_weights
+        return functional.cross_entropy(logits, target, reduction="none", label_smoothing=label_smoothing)
+    return _focal_loss(logits, _class_shares(logits, target, label_smoothing), focal_gamma)
 
 
 def _focal_loss(logits: Tensor, shares: Tensor, gamma: float) -> Tensor:

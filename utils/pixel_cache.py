@@ -96,6 +96,7 @@ def open_cache(
     *,
     workers: int,
     on_item: Callable[[], None],
+    check_pixels: bool = True,
 ) -> np.ndarray | None:
     """The pixels of all items from their cache, which is built first where it is missing, foreign or damaged.
 
@@ -104,12 +105,14 @@ def open_cache(
         names: of the items, for the sentence about a damaged one.
         workers: threads. PyAV and Pillow decode without Python's lock; processes were not faster.
         on_item: called between items; what it raises ends the work, and no partial file stays.
+        check_pixels: False looks at the header and the size only: another process has just looked at every byte.
 
     Returns:
         uint8 (N, T, H, W, 3), read-only; None where the cache cannot be written (one sentence has been logged).
     """
     path = cache_dir / layout.name
-    problem = find_problem(path, layout, names, workers=workers, on_item=on_item) if path.exists() else "not built yet"
+    options = {"workers": workers, "on_item": on_item, "check_pixels": check_pixels}
+    problem = find_problem(path, layout, names, **options) if path.exists() else "not built yet"
     if problem is not None:
         if path.exists():
             log.warning("%s: %s; it is not used, and built again", path, problem)
@@ -129,9 +132,19 @@ def open_cache(
 
 
 def find_problem(
-    path: Path, layout: CacheLayout, names: Sequence[Any], *, workers: int, on_item: Callable[[], None]
+    path: Path,
+    layout: CacheLayout,
+    names: Sequence[Any],
+    *,
+    workers: int,
+    on_item: Callable[[], None],
+    check_pixels: bool = True,
 ) -> str | None:
-    """What is wrong with a cache file, every byte looked at; None if it is whole and of these items."""
+    """What is wrong with a cache file, every byte looked at; None if it is whole and of these items.
+
+    Args:
+        check_pixels: False looks at everything but the pixels.
+    """
     try:
         found_bytes = path.stat().st_size
         with path.open("rb") as file:
@@ -147,6 +160,8 @@ def find_problem(
     checksums = layout.read_checksums(header)
     if header != layout.header(checksums):
         return "its header is damaged"
+    if not check_pixels:
+        return None
     damaged = _first_damaged(layout.map(path), checksums, layout.item_bytes, workers, on_item)
     return None if damaged is None else f"the pixels of item {damaged + 1} ({names[damaged]}) are damaged"
 

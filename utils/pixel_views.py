@@ -30,6 +30,10 @@ class _View(Pixels):
         """What they take when resident."""
         return self._pixels.num_bytes
 
+    def pin_buffers(self) -> None:
+        """As `Pixels.pin_buffers`."""
+        self._pixels.pin_buffers()
+
     def _gather_frames(self, index: torch.Tensor) -> torch.Tensor:
         return self._pixels._gather_frames(index)
 
@@ -115,6 +119,10 @@ class Mixed(Pixels):
     def num_bytes(self) -> int:
         """What they take when resident."""
         return self._originals.num_bytes + self._clips.num_bytes
+
+    def pin_buffers(self) -> None:
+        """As `Pixels.pin_buffers`; only batches of originals leave the host."""
+        self._originals.pin_buffers()
 
     def gather(self, positions: Positions, generator: torch.Generator | None = None) -> torch.Tensor:
         """As in `Pixels`; the draws are on the CPU, three an item, whatever comes; the originals without one."""

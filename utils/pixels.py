@@ -20,6 +20,7 @@ import torch
 
 from utils.file_hashes import known_hashes
 from utils.indices import ItemIndex
+from utils.loading import num_usable_cores
 from utils.pixel_cache import CacheLayout, cache_key, open_cache
 
 log = logging.getLogger(__name__)
@@ -43,8 +44,7 @@ class Pixels(ABC):
     def gather(self, positions: Positions, generator: torch.Generator | None = None) -> torch.Tensor:
         """A batch: uint8 (B, 3, T, H, W), 0..255, in memory (T, B, H, W, C).
 
-        The buffers take turns: a batch stays as it is until the next but one is gathered. A copy of it to a GPU has to
-        be under way (on the current stream) when the next one is asked for.
+        The buffers take turns: a batch stays as it is until the next but one is gathered.
 
         Args:
             positions: which items, in which order; may repeat.
@@ -55,6 +55,10 @@ class Pixels(ABC):
         """
         frames = self._gather_frames(self._frame_index(self._checked(positions)))
         return frames.permute(1, 4, 0, 2, 3)  # (T, B, H, W, C) -> (B, C, T, H, W)
+
+    @abstractmethod
+    def pin_buffers(self) -> None:
+        """Gather into pinned memory from now on, from which a GPU copies without a detour."""
 
     @abstractmethod
     def _frame_index(self, positions: torch.Tensor) -> torch.Tensor:
@@ -89,6 +93,7 @@ def open_pixels(
     cache_dir: Path | None,
     workers: int,
     on_item: Callable[[], None] | None = None,
+    check_pixels: bool = True,
 ) -> Pixels:
     """The pixels of an index, from the cache in `cache_dir`, which is built where it is missing or does not fit.
 
@@ -99,6 +104,7 @@ def open_pixels(
         cache_dir: None decodes on demand; so does a folder that cannot be written to, after one sentence.
         workers: threads that decode and check.
         on_item: called between items while files are hashed and the cache is checked or built.
+        check_pixels: False takes the cache at its header's word: another process has just looked at every byte.
 
     Raises:
         InputError: a file that cannot be decoded, or has changed since it was first used; nothing is cached then.
@@ -109,7 +115,8 @@ def open_pixels(
     on_item = on_item or _nothing
     with known_hashes(index, cache_dir, on_item=on_item) as hashes:
         layout = CacheLayout(cache_key(hashes, item_shape, rule), (len(index), *item_shape))
-        items = open_cache(cache_dir, layout, decoded.read, index.paths, workers=workers, on_item=on_item)
+        options = {"workers": workers, "on_item": on_item, "check_pixels": check_pixels}
+        items = open_cache(cache_dir, layout, decoded.read, index.paths, **options)
     return decoded if items is None else CachedPixels(items, workers)
 
 
@@ -146,6 +153,11 @@ class _Store(Pixels):
 
     def __init__(self, num_items: int, item_shape: tuple[int, int, int]) -> None:
         self._num_items, self.item_shape = num_items, item_shape
+        self._buffers = _Buffers()
+
+    def pin_buffers(self) -> None:
+        """As `Pixels.pin_buffers`; resident pixels have no use for it."""
+        self._buffers.is_pinned = True
 
     def __len__(self) -> int:
         return self._num_items
@@ -161,6 +173,8 @@ class _Store(Pixels):
 
     def _moved_to(self, device: torch.device, on_item: Callable[[], None]) -> Pixels:
         num_frames, height, width = self.item_shape
+        if device.type == "cuda":
+            self.pin_buffers()
         frames = torch.empty(self._num_items * num_frames, height * width * 3, dtype=torch.uint8, device=device)
         for part in torch.arange(len(frames)).split(max(1, _LOAD_BYTES // frames.shape[1])):
             on_item()
@@ -179,7 +193,6 @@ class CachedPixels(_Store):
         super().__init__(len(items), items.shape[1:4])
         self._frames = items.reshape(len(items) * items.shape[1], -1)
         self._threads = _Threads(workers)
-        self._buffers = _Buffers()
 
     def _gather_frames(self, index: torch.Tensor) -> torch.Tensor:
         frames = self._buffers.next((*index.shape, *self.item_shape[1:], 3))
@@ -208,7 +221,6 @@ class DecodedPixels(_Store):
         super().__init__(len(paths), item_shape)
         self._paths, self._read_item = paths, read_item
         self._threads = _Threads(workers)
-        self._buffers = _Buffers()
 
     def read(self, position: int) -> np.ndarray:
         """One item: uint8 (T, H, W, 3).
@@ -241,7 +253,7 @@ class ResidentPixels(_Store):
         self._frames = frames
 
     def _gather_frames(self, index: torch.Tensor) -> torch.Tensor:
-        chosen = self._frames.index_select(0, index.flatten().to(self._frames.device, non_blocking=True))
+        chosen = self._frames.index_select(0, index.flatten().to(self._frames.device))
         return chosen.view(*index.shape, *self.item_shape[1:], 3)
 
     def _moved_to(self, device: torch.device, on_item: Callable[[], None]) -> Pixels:
@@ -252,7 +264,7 @@ class _Threads:
     """Threads for the parts of a batch; made at first use, so that a process that forks before has none to lose."""
 
     def __init__(self, workers: int) -> None:
-        self.count = max(1, min(workers, len(os.sched_getaffinity(0))))
+        self.count = max(1, min(workers, num_usable_cores()))
         self._pool: ThreadPoolExecutor | None = None
 
     def run(self, function: Callable[[int], Any], values: Sequence[int]) -> list[Any]:
@@ -264,25 +276,23 @@ class _Threads:
 
 
 class _Buffers:
-    """Two buffers that take turns, as large as the largest batch so far; pinned where there is a GPU."""
+    """Two buffers that take turns, as large as the largest batch so far.
+
+    Attributes:
+        is_pinned: whether those that are made from now on are in pinned memory.
+    """
 
     def __init__(self) -> None:
+        self.is_pinned = False
         self._buffers = [torch.empty(0, dtype=torch.uint8)] * 2
-        self._shipped: list[torch.cuda.Event | None] = [None, None]
         self._turn = 0
 
     def next(self, shape: tuple[int, ...]) -> torch.Tensor:
         """A buffer of this shape: not the one that was given last."""
-        is_pinned = torch.cuda.is_available()
-        if is_pinned:  # the copy of the last batch to the GPU is ahead of this event
-            self._shipped[self._turn] = torch.cuda.Event()
-            self._shipped[self._turn].record()
         self._turn = 1 - self._turn
-        if (event := self._shipped[self._turn]) is not None:
-            event.synchronize()
         num_bytes = int(np.prod(shape))
         if self._buffers[self._turn].numel() < num_bytes:
-            self._buffers[self._turn] = torch.empty(num_bytes, dtype=torch.uint8, pin_memory=is_pinned)
+            self._buffers[self._turn] = torch.empty(num_bytes, dtype=torch.uint8, pin_memory=self.is_pinned)
         return self._buffers[self._turn][:num_bytes].view(shape)
 
 

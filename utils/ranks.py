@@ -13,13 +13,14 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from utils.errors import EXIT_BAD_INPUT, InputError
+from utils.errors import EXIT_BAD_INPUT, EXIT_INTERRUPTED, EXIT_TERMINATED, InputError, Terminated
 
 if TYPE_CHECKING:
     import torch
 
 Result = TypeVar("Result")
 _TIMEOUT = timedelta(days=1)  # the others wait while the main process decodes a whole data set
+_EXIT_CODES = {Terminated: EXIT_TERMINATED, KeyboardInterrupt: EXIT_INTERRUPTED}
 _LOST_PEER = "gloo/transport"  # in the RuntimeError of every exchange with a process that is gone
 
 
@@ -30,10 +31,13 @@ class Ranks:
     Attributes:
         rank: from 0.
         num_ranks: 1 where nothing was launched; all methods then do nothing.
+        is_beside_main: whether this is another process on the main one's machine, which finds there the very files
+            that the main one has looked at.
     """
 
     rank: int = 0
     num_ranks: int = 1
+    is_beside_main: bool = False
 
     @property
     def is_main(self) -> bool:
@@ -44,20 +48,23 @@ class Ranks:
         """What the function returns in the main process, in every process; where it fails there, all end.
 
         Raises:
-            whatever the function raises, in the main process; SystemExit with the exit code of bad input in the others.
+            whatever the function raises, in the main process; SystemExit with the same exit code in the others.
         """
         if self.num_ranks == 1:
             return function()
         from torch import distributed
 
-        outcome: list[Any] = [False, None]
+        outcome: list[Any] = [0, None]  # exit code, result
         try:
             if self.is_main:
-                outcome = [True, function()]
+                outcome[1] = function()
+        except BaseException as error:
+            outcome[0] = _EXIT_CODES.get(type(error), EXIT_BAD_INPUT)
+            raise
         finally:
             distributed.broadcast_object_list(outcome, src=0)
-        if not outcome[0]:
-            sys.exit(EXIT_BAD_INPUT)  # the main process has said why
+        if outcome[0]:
+            sys.exit(outcome[0])  # the main process has said why
         return outcome[1]
 
     def main_first(self, function: Callable[[], Result]) -> Result:
@@ -115,7 +122,9 @@ def join_ranks() -> Iterator[Ranks]:
     # Both: small messages go over gloo, so that they never wait for a GPU.
     distributed.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=_TIMEOUT)
     try:
-        yield Ranks(distributed.get_rank(), num_ranks)
+        rank = distributed.get_rank()
+        # Launchers number the machines; one that does not say which this is may have several.
+        yield Ranks(rank, num_ranks, rank > 0 and os.environ.get("GROUP_RANK") == "0")
     except RuntimeError as error:
         if _LOST_PEER not in str(error):
             raise

@@ -40,8 +40,10 @@ class Source(ABC):
         return (self.index,)
 
     @abstractmethod
-    def open(self, cache_dir: Path | None, workers: int, on_item: Callable[[], None]) -> Pixels:
-        """The items' pixels; may decode all of them."""
+    def open(
+        self, cache_dir: Path | None, workers: int, on_item: Callable[[], None], check_pixels: bool = True
+    ) -> Pixels:
+        """The items' pixels, see `utils.pixels.open_pixels`; may decode all of them."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,9 @@ class Files(Source):
         """
         return self.read_item(self.index.paths[position])
 
-    def open(self, cache_dir: Path | None, workers: int, on_item: Callable[[], None]) -> Pixels:
+    def open(
+        self, cache_dir: Path | None, workers: int, on_item: Callable[[], None], check_pixels: bool = True
+    ) -> Pixels:
         """As `Source.open`."""
         return open_pixels(
             self.index,
@@ -77,6 +81,7 @@ class Files(Source):
             cache_dir=cache_dir,
             workers=workers,
             on_item=on_item,
+            check_pixels=check_pixels,
         )
 
 

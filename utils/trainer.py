@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from utils.devices import describe_device
 from utils.errors import InputError, StopRequest
 from utils.files import sha256_bytes
 from utils.history import Plan
-from utils.hold_out import source_ids, split_hold_out
+from utils.hold_out import split_hold_out
 from utils.host_memory import keep_freed_memory
 from utils.learner import Learner, Recipe, build_recipe
 from utils.pixels import Pixels, to_device
@@ -122,8 +123,8 @@ def divide(task: Task, settings: TrainingSettings) -> Division:
     """
     rows = task.train.rows
     if settings.selection == "val":
-        is_paired = source_ids(task.train.index)[1]
-        return Division(np.arange(len(rows)), task.val, np.arange(len(task.val.rows)), "val", is_paired)
+        both = (np.arange(len(rows)), task.val, np.arange(len(task.val.rows)))
+        return Division(*both, "val", task.train.index.is_paired)
     options = {"fraction": settings.hold_out.fraction, "seed": settings.hold_out.seed}
     parts = split_hold_out(task.train.index, settings.hold_out_file, **options)
     is_held = np.isin(rows, parts.held_positions)
@@ -136,9 +137,10 @@ def open_batches(
     task: Task, settings: TrainingSettings, division: Division, recipe: Recipe, ranks: Ranks, stop: StopRequest
 ) -> tuple[Batches, Batches]:
     """Batches to train on and to choose the best epoch with; decodes what is not cached yet."""
-    pixels = _open_pixels(task.train, settings, recipe, stop)
+    open_pixels = partial(_open_pixels, settings=settings, recipe=recipe, ranks=ranks, stop=stop)
+    pixels = open_pixels(task.train)
     is_same = division.selection is task.train
-    selection_pixels = pixels if is_same else _open_pixels(division.selection, settings, recipe, stop)
+    selection_pixels = pixels if is_same else open_pixels(division.selection)
     common = {
         "is_clip": task.form["kind"] == "clip",
         "ranks": ranks,
@@ -165,8 +167,12 @@ def open_batches(
     return train, selection
 
 
-def _open_pixels(source: Source, settings: TrainingSettings, recipe: Recipe, stop: StopRequest) -> Pixels:
-    pixels = source.open(settings.shared_cache_dir, settings.workers, stop.raise_if_set)
+def _open_pixels(
+    source: Source, *, settings: TrainingSettings, recipe: Recipe, ranks: Ranks, stop: StopRequest
+) -> Pixels:
+    # What the first process of a machine has checked need not be read again by the others.
+    has_been_checked = ranks.is_beside_main
+    pixels = source.open(settings.shared_cache_dir, settings.workers, stop.raise_if_set, not has_been_checked)
     if recipe.device.type == "cpu":
         return pixels
     return to_device(pixels, recipe.device, on_item=stop.raise_if_set)

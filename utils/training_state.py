@@ -11,7 +11,6 @@ A checkpoint replaces the previous one in four steps, and a kill between any two
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ import torch
 
 from utils.checkpoints import ModelDescription, is_whole_weights, save_weights
 from utils.errors import InputError
-from utils.files import PARTIAL_SUFFIX, remove_partial_files, sha256_file
+from utils.files import partial_path, remove_partial_files, sha256_file, sync_folder
 from utils.sidecar import BEST_FILE, SIDECAR_FILE, STATE_FILE, Accepted, read_sidecar, require_recorded, write_sidecar
 from utils.tensor_files import HashingWriter, StateDict, is_whole_torch_file, load_torch, open_hashing, require_plain
 
@@ -55,14 +54,14 @@ def save_checkpoint(run_dir: Path, state: dict[str, Any], best: tuple[StateDict,
 
         # 3. Best weights first.
         for name in written:
-            _partial(run_dir / name).replace(run_dir / name)
-        _sync_folder(run_dir)
+            partial_path(run_dir / name).replace(run_dir / name)
+        sync_folder(run_dir)
 
         # 4. New only.
         write_sidecar(run_dir, new)
     except BaseException as error:
         for name in (BEST_FILE, STATE_FILE):
-            _partial(run_dir / name).unlink(missing_ok=True)
+            partial_path(run_dir / name).unlink(missing_ok=True)
         if isinstance(error, OSError) and error.filename is None:
             error.filename = str(run_dir / STATE_FILE)
         raise
@@ -92,7 +91,7 @@ def load_checkpoint(run_dir: Path) -> dict[str, Any] | None:
 
 def _write_beside(path: Path, write: Callable[[HashingWriter], None]) -> str:
     """Write a file's successor; returns its SHA-256."""
-    with open_hashing(_partial(path), path) as file:
+    with open_hashing(partial_path(path), path) as file:
         write(file)
     return file.sha256
 
@@ -104,16 +103,3 @@ def _accept_what_stands(run_dir: Path) -> Accepted:
 
 def _union(old: list[str | None], new: list[str | None]) -> list[str | None]:
     return list(dict.fromkeys([*old, *new]))
-
-
-def _partial(path: Path) -> Path:
-    return path.with_name(path.name + PARTIAL_SUFFIX)
-
-
-def _sync_folder(folder: Path) -> None:
-    """The renames themselves must survive a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -12,7 +12,7 @@ import torch
 
 from utils.batches import Batches, share_update
 from utils.errors import InputError
-from utils.pixels import CachedPixels, DecodedPixels, Pixels
+from utils.pixels import CachedPixels, DecodedPixels, Pixels, to_device
 from utils.ranks import Ranks
 
 NUM_ITEMS, SIDE = 23, 4
@@ -212,3 +212,37 @@ def test_clips_keep_their_time_axis_and_images_have_none():
     assert part.inputs.shape == (4, 3, 3, SIDE, SIDE)
     ((part,), *_) = (list(parts) for parts in build().epoch(1))
     assert part.inputs.shape == (4, 3, SIDE, SIDE)
+
+
+def test_batches_for_the_cpu_leave_a_gpu_alone(monkeypatch):
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("the GPU is used")
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for name in ("Stream", "Event", "current_stream", "set_device", "set_stream", "_lazy_init"):
+        monkeypatch.setattr(torch.cuda, name, refuse)
+    for device in (None, torch.device("cpu")):
+        assert sorted(items_in(build(device=device).epoch(1))) == list(range(NUM_ITEMS))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")
+@pytest.mark.parametrize("is_resident", [False, True])
+def test_batches_for_a_gpu_do_not_queue_behind_its_kernels(is_resident):
+    device = torch.device("cuda", torch.cuda.device_count() - 1)
+    torch.cuda.set_device(device)
+    busy = torch.ones(8192, 8192, device=device)
+    pixels = to_device(numbered_pixels(), device) if is_resident else numbered_pixels()
+    batches, seen = build(pixels, device=device), []
+    torch.cuda.synchronize(device)
+    started_s = time.monotonic()
+    for (part,) in batches.epoch(1):
+        for _ in range(5):
+            busy = (busy @ busy).clamp_(0, 1)
+        seen.append(part.inputs + 0)  # computed long after the batch is given up here
+        assert part.inputs.device == device
+        del part
+    waited_s = batches.wait_s
+    torch.cuda.synchronize(device)
+    assert waited_s < 0.2 * (time.monotonic() - started_s)
+    found = [inputs.squeeze().flatten(1)[:, 0].tolist() for inputs in seen]
+    assert found == [batches.items_of(1, step).tolist() for step in range(len(batches))]

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
+import multiprocessing
 import os
+import signal
+import stat
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -14,6 +19,7 @@ from conftest import KILLED
 from utils.errors import InputError
 from utils.files import (
     atomic_path,
+    locked,
     remove_partial_files,
     resolve_item,
     sha256_bytes,
@@ -211,3 +217,38 @@ def test_link_inside_the_root_is_read(root):
 def test_root_that_is_itself_a_link_is_read(root, tmp_path):
     (tmp_path / "link").symlink_to(root)
     assert resolve_item(tmp_path / "link", "train/a.png", "x").read_text() == "a"
+
+
+def hold_lock(path: Path, is_killed: bool) -> None:
+    with locked(path):
+        (path.parent / "inside").touch()
+        if is_killed:
+            os.kill(os.getpid(), signal.SIGKILL)
+        time.sleep(0.3)
+        path.write_text("theirs")
+
+
+@pytest.mark.parametrize("is_killed", [False, True])
+def test_one_process_after_the_other_is_let_in(tmp_path, is_killed):
+    path = tmp_path / "deep" / "file"
+    other = multiprocessing.get_context("forkserver").Process(target=hold_lock, args=(path, is_killed))
+    other.start()
+    while not (path.parent / "inside").exists():
+        time.sleep(0.01)
+    with locked(path):
+        assert path.exists() != is_killed
+    other.join()
+    assert names(path.parent) == sorted([".file.lock", "inside", *(["file"] if not is_killed else [])])
+
+
+def test_a_lock_is_on_a_file_that_is_open_for_writing(tmp_path, monkeypatch):
+    """Network file systems refuse any other."""
+    modes, flock = [], fcntl.flock
+
+    def record(file, operation: int) -> None:
+        modes.append((fcntl.fcntl(file, fcntl.F_GETFL) & os.O_ACCMODE, stat.S_ISREG(os.fstat(file.fileno()).st_mode)))
+        flock(file, operation)
+
+    monkeypatch.setattr(fcntl, "flock", record)
+    with locked(tmp_path / "file"):
+        assert modes == [(os.O_WRONLY, True)]

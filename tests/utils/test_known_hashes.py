@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import multiprocessing
 import os
 import shutil
@@ -13,16 +12,21 @@ import numpy as np
 import pytest
 from samples import write_clip_set, write_image_set
 
-from utils import file_hashes
 from utils.errors import InputError, Terminated
 from utils.file_hashes import known_hashes
-from utils.files import sha256_file
+from utils.files import locked, sha256_file
 from utils.indices import read_clip_index, read_image_index
 
 
 def hash_clips(root: Path, cache_dir: Path) -> list[str]:
     with known_hashes(read_clip_index(root / "train.csv", root / "train"), cache_dir) as hashes:
         return hashes
+
+
+def only_record(cache_dir: Path) -> Path:
+    """The one record of a folder; its lock stays beside it."""
+    (record,) = [path for path in cache_dir.iterdir() if not path.name.endswith(".lock")]
+    return record
 
 
 @pytest.fixture
@@ -43,7 +47,7 @@ def test_an_index_with_hashes_is_taken_at_its_word(tmp_path):
 def test_two_columns_are_hashed_and_kept_beside_the_cache(published, tmp_path):
     expected = [sha256_file(published / "train" / f"{number:05d}.mp4") for number in range(6)]
     assert hash_clips(published, tmp_path / "cache") == expected
-    (record,) = (tmp_path / "cache").iterdir()
+    record = only_record(tmp_path / "cache")
     rows = [f"{number:05d}.mp4,{sha256}\n" for number, sha256 in enumerate(expected)]
     assert record.read_text() == "path,sha256\n" + "".join(rows)
     before = record.stat().st_mtime_ns
@@ -53,7 +57,7 @@ def test_two_columns_are_hashed_and_kept_beside_the_cache(published, tmp_path):
 
 def test_a_changed_clip_is_named_with_its_line_and_the_remedy(published, tmp_path):
     hash_clips(published, tmp_path / "cache")
-    (record,) = (tmp_path / "cache").iterdir()
+    record = only_record(tmp_path / "cache")
     shutil.copy(published / "train/00000.mp4", published / "train/00004.mp4")
     with pytest.raises(InputError) as caught:
         hash_clips(published, tmp_path / "cache")
@@ -108,10 +112,10 @@ def test_the_same_index_with_other_clips_has_a_record_of_its_own(tmp_path):
     for name, num_frames in (("a", 3), ("b", 5)):
         hash_clips(write_clip_set(tmp_path / name, per_class=2, num_frames=num_frames, published=True), tmp_path / "c")
     assert (tmp_path / "a/train.csv").read_bytes() == (tmp_path / "b/train.csv").read_bytes()
-    assert len(list((tmp_path / "c").iterdir())) == 2
+    assert len(list((tmp_path / "c").glob("*.csv"))) == 2
     (tmp_path / "link").symlink_to(tmp_path / "a")
     hash_clips(tmp_path / "link", tmp_path / "c")
-    assert len(list((tmp_path / "c").iterdir())) == 2, "a link leads to the same clips"
+    assert len(list((tmp_path / "c").glob("*.csv"))) == 2, "a link leads to the same clips"
 
 
 def test_rows_without_a_hash_in_an_index_with_hashes_are_hashed(tmp_path):
@@ -119,7 +123,7 @@ def test_rows_without_a_hash_in_an_index_with_hashes_are_hashed(tmp_path):
     index_path, expected = clips / "train.csv", sha256_file(clips / "train/00002.mp4")
     index_path.write_text(index_path.read_text().replace(expected, ""))
     assert hash_clips(clips, tmp_path / "cache")[2] == expected
-    (record,) = (tmp_path / "cache").iterdir()
+    record = only_record(tmp_path / "cache")
     assert record.read_text() == f"path,sha256\n00002.mp4,{expected}\n"
 
 
@@ -159,27 +163,37 @@ def test_processes_that_hash_the_same_clips_first_leave_one_whole_record(publish
     for process in processes:
         process.join()
     assert [process.exitcode for process in processes] == [0] * 4
-    (record,) = (tmp_path / "cache").iterdir()
+    record = only_record(tmp_path / "cache")
     assert record.read_text().count("\n") == 7
 
 
 def test_a_record_waits_for_another_writer(published, tmp_path):
-    (tmp_path / "cache").mkdir()
+    hash_clips(published, tmp_path / "cache")
+    record = only_record(tmp_path / "cache")
+    record.unlink()
     writer = threading.Thread(target=hash_clips, args=(published, tmp_path / "cache"))
-    descriptor = os.open(tmp_path / "cache", os.O_RDONLY)
-    fcntl.flock(descriptor, fcntl.LOCK_EX)
-    writer.start()
-    writer.join(0.5)
-    assert writer.is_alive() and list((tmp_path / "cache").iterdir()) == []
-    os.close(descriptor)
+    with locked(record):
+        writer.start()
+        writer.join(0.5)
+        assert writer.is_alive() and not record.exists()
     writer.join(10)
-    assert len(list((tmp_path / "cache").iterdir())) == 1
+    assert record.read_text().count("\n") == 7
+
+
+def test_what_another_process_recorded_meanwhile_stays(published, tmp_path):
+    index = read_clip_index(published / "train.csv", published / "train")
+    with known_hashes(index, tmp_path / "cache") as hashes:
+        hash_clips(published, tmp_path / "cache")
+        record = only_record(tmp_path / "cache")
+        theirs = record.read_text().replace(hashes[0], "0" * 64).replace("00005.mp4", "other.mp4")
+        record.write_text(theirs)
+    assert record.read_text() == theirs + f"00005.mp4,{hashes[5]}\n"
 
 
 def test_the_record_is_written_atomically(published, tmp_path, monkeypatch):
     def fail(descriptor: int) -> None:
         raise OSError(28, os.strerror(28))
 
-    monkeypatch.setattr(file_hashes.os, "fsync", fail)
+    monkeypatch.setattr(os, "fsync", fail)
     hash_clips(published, tmp_path / "cache")
-    assert list((tmp_path / "cache").iterdir()) == []
+    assert [path.suffix for path in (tmp_path / "cache").iterdir()] == [".lock"]

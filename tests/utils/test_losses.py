@@ -91,15 +91,6 @@ def test_half_precision_is_computed_in_float32():
             assert torch.equal(found, expected)
 
 
-def test_item_weights_are_factors():
-    logits, labels, _ = draw()
-    weights = torch.tensor([0.0, 1.0, 2.0, 0.5, 0.25, 4.0, 8.0])
-    for gamma in (0.0, 2.0):
-        plain = classification_loss(logits, labels, focal_gamma=gamma)
-        weighted = classification_loss(logits, labels, focal_gamma=gamma, item_weights=weights)
-        assert torch.equal(weighted, plain * weights)
-
-
 def test_shares_of_another_shape_are_refused():
     logits, labels, _ = draw()
     with pytest.raises(ValueError, match=r"target has shape \(7, 1\), the logits \(7, 5\)"):

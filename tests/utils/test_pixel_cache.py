@@ -63,7 +63,7 @@ def whole(index, tmp_path_factory) -> Path:
 
 def only_cache(folder: Path) -> Path:
     """The one file of a cache folder, without a partial one beside it."""
-    (path,) = [path for path in folder.iterdir() if path.suffix != ".csv"]
+    (path,) = [path for path in folder.iterdir() if path.suffix not in (".csv", ".lock")]
     assert path.suffix == ".pixels"
     return path
 
@@ -197,12 +197,25 @@ def test_foreign_files_are_refused(index, whole, tmp_path, caplog):
     assert "it was built from other items" in caplog.text
 
 
+def test_a_process_that_trusts_another_looks_at_all_but_the_pixels(index, whole, tmp_path, caplog):
+    path, before = copied(whole, tmp_path / "cache"), whole.read_bytes()
+    damage(path, len(before) - 5, 0)
+    pixels = open_clips(index, path.parent, check_pixels=False)
+    assert isinstance(pixels, CachedPixels) and "built again" not in caplog.text
+    differs = pixels_of(pixels) != pixels_of(open_clips(index, None))
+    assert differs.sum() == 1 and differs[5].any(), "the flipped bit was taken"
+    for wrong in (before[:-1], before[:300] + b"x" + before[301:], b"x" + before[1:]):
+        path.write_bytes(wrong)
+        open_clips(index, path.parent, check_pixels=False)
+        assert path.read_bytes() == before
+
+
 def test_an_undecodable_file_is_named_and_nothing_is_cached(tmp_path):
     clips = write_clip_set(tmp_path / "clips", per_class=2, published=True)
     clips.joinpath("train/00002.mp4").write_bytes(b"no video")
     with pytest.raises(InputError, match=r"00002\.mp4: cannot be decoded as a video"):
         open_clips(clip_index(clips), tmp_path / "cache")
-    assert [path.suffix for path in (tmp_path / "cache").iterdir()] == [".csv"]
+    assert list((tmp_path / "cache").iterdir()) == [], "no hashes either: the file may be replaced"
 
 
 def test_an_item_of_another_shape_is_named(index, tmp_path):

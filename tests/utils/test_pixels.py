@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 
 from utils import pixels as pixels_module
 from utils.errors import Terminated
+from utils.loading import num_usable_cores
 from utils.pixel_views import AllFrames, Mixed, OneFrame, Static
 from utils.pixels import CachedPixels, DecodedPixels, Pixels, ResidentPixels, to_device
 
@@ -232,17 +234,62 @@ def test_mixing_what_does_not_fit_is_refused():
         Static(Mixed(images, clips, [np.array([0])] * 4, 0.5), 3).gather([0])
 
 
+@pytest.fixture
+def pinned(monkeypatch) -> list[bool]:
+    """Whether each new buffer was asked for in pinned memory, as if there were a GPU."""
+    empty, asked = torch.empty, []
+
+    def record(*args, pin_memory: bool = False, **options) -> torch.Tensor:
+        asked.append(pin_memory)
+        return empty(*args, **options)
+
+    monkeypatch.setattr(torch, "empty", record)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    return asked
+
+
+@pytest.mark.parametrize("view", ["plain", *views()])
+@pytest.mark.parametrize("store", [CachedPixels, decoded], ids=["cached", "decoded"])
+def test_memory_is_pinned_only_where_the_caller_asks_for_it(pinned, store, view):
+    values, build, _ = views().get(view, (values_of(), lambda pixels: pixels, None))
+    pixels = build(store(values))
+    pinned.clear()
+    pixels.gather([0])
+    assert pinned == [False]
+    pixels.pin_buffers()
+    pixels.gather([0, 1])
+    pixels.gather([1, 2])
+    assert pinned == [False, True, True]
+
+
+def test_of_mixed_pixels_only_what_is_shipped_is_pinned(pinned):
+    pixels, *_ = mixed(1.0)
+    pinned.clear()
+    pixels.pin_buffers()
+    pixels.gather([0, 2], generator=generator())
+    assert pinned == [True, False], "the frames go through the batch of originals"
+
+
+def test_threads_are_as_many_as_cores_on_every_system(monkeypatch):
+    monkeypatch.setattr(os, "cpu_count", lambda: 7)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 3, 5}, raising=False)
+    assert num_usable_cores() == 3
+    monkeypatch.delattr(os, "sched_getaffinity")
+    assert num_usable_cores() == 7
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")
 def test_batches_on_a_gpu_are_the_same():
     values, device = values_of(64), torch.device("cuda")
     cached = CachedPixels(values)
     moved = to_device(cached, device)
     assert isinstance(moved, ResidentPixels)
+    cached.pin_buffers()
     shipped = []
-    for first in range(0, 64, 4):  # the buffers are reused while earlier copies are under way
+    for first in range(0, 64, 4):
         batch = cached.gather(range(first, first + 4))
         assert batch.is_pinned()
-        shipped.append(batch.to(device, non_blocking=True))
+        shipped.append(batch.to(device))
     assert torch.equal(torch.cat(shipped).cpu(), expected_batch(values))
     assert torch.equal(moved.gather(range(64)).cpu(), expected_batch(values))
     assert moved.gather([1]).device.type == "cuda"

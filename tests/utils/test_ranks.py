@@ -7,6 +7,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +19,8 @@ from samples import write_clip_set, write_image_set
 from small_training import SMALL, fit_tiny, free_port, rank_environment, run_ranks, tiny_settings
 
 from utils.artifacts import UPDATES, read_table
-from utils.ranks import Ranks
+from utils.errors import StopRequest, run_script
+from utils.ranks import Ranks, join_ranks
 
 FROZEN = {"freeze_layers": 3, "epochs": 3}  # all but the head, BatchNorm included
 EVERY_UPDATE = {"checkpoint_every_s": 1e-9}
@@ -123,6 +126,61 @@ def test_what_the_first_process_refuses_ends_all_with_one_sentence(tmp_path):
     assert run_ranks(tmp_path, {}, fails="main") == [2, 2]
     assert (tmp_path / "rank0.txt").read_text() == "error: nothing.csv: is wrong; mend it\n"
     assert (tmp_path / "rank1.txt").read_text() == ""
+
+
+def together(function: Callable[..., None], folder: Path, num_ranks: int, *args: object) -> list[int]:
+    """The exit codes of so many processes that call `function(ranks, stop, folder, *args)`."""
+    port = free_port()
+    with ThreadPoolExecutor(num_ranks) as executor:
+        jobs = [
+            executor.submit(run_in_child, join_and_call, function, rank, num_ranks, port, folder, args)
+            for rank in range(num_ranks)
+        ]
+        return [job.result() for job in jobs]
+
+
+def join_and_call(
+    function: Callable[..., None], rank: int, num_ranks: int, port: int, folder: Path, args: tuple
+) -> None:
+    os.environ |= rank_environment(rank, port, num_ranks)
+    if rank < len(MACHINES):
+        os.environ["GROUP_RANK"] = MACHINES[rank]
+    sys.stderr = (folder / f"rank{rank}.txt").open("w", buffering=1)
+
+    def main() -> None:
+        with StopRequest(on_interrupt=True) as stop, join_ranks() as ranks:
+            function(ranks, stop, folder, *args)
+
+    run_script(main)
+
+
+def be_stopped(ranks: Ranks, stop: StopRequest, folder: Path, number: int) -> None:
+    def decode() -> None:
+        os.kill(os.getpid(), number)
+        while True:
+            stop.raise_if_set()
+
+    ranks.on_main(decode)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_while_the_first_process_works_ends_all_with_its_code(tmp_path, number, code):
+    assert together(be_stopped, tmp_path, 2, number) == [code, code]
+    assert "go on from here" in (tmp_path / "rank0.txt").read_text()
+    assert (tmp_path / "rank1.txt").read_text() == "", "the first one has said it"
+
+
+MACHINES = ("0", "0", "1")  # of the first processes; the launcher of the others does not say it
+
+
+def say_place(ranks: Ranks, stop: StopRequest, folder: Path) -> None:
+    (folder / f"place{ranks.rank}").write_text(str(ranks.is_beside_main))
+
+
+def test_processes_know_whether_they_are_on_the_machine_of_the_first(tmp_path):
+    assert together(say_place, tmp_path, 4) == [0] * 4
+    places = [(tmp_path / f"place{rank}").read_text() for rank in range(4)]
+    assert places == ["False", "True", "False", "False"]
 
 
 def test_a_loss_that_is_not_finite_in_one_process_ends_both_without_a_traceback(tmp_path):

@@ -8,6 +8,7 @@ import json
 import os
 import resource
 import shutil
+import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -453,3 +454,10 @@ def test_a_state_of_one_file_is_whole_or_named(tmp_path):
     write_training_state(path, {"epoch": 1})
     with pytest.raises(InputError, match="is not a training state of this project"):
         read_training_state(path)
+
+
+def test_weights_that_contain_the_end_of_a_zip_archive_are_weights(tmp_path):
+    end = torch.tensor(list(b"PK\5\6" + bytes(18)), dtype=torch.uint8)
+    save_checkpoint(tmp_path, state_of(1), ({"layer.weight": end}, DESCRIPTION))
+    assert zipfile.is_zipfile(tmp_path / BEST), "the library takes it for an archive"
+    assert same(read_weights(tmp_path / BEST)[0], {"layer.weight": end})
