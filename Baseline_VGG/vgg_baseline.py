@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from pathlib import Path
 from urllib.error import URLError
@@ -16,6 +17,7 @@ from utils.errors import InputError
 from utils.files import sha256_file
 from utils.pooling import RepeatableAdaptiveAvgPool2d
 
+log = logging.getLogger(__name__)
 PAPER_CLASSIFIER_WIDTH = 4096
 
 
@@ -85,6 +87,8 @@ def _load_all_but_head(model: VGG, state_dict: StateDict, path: Path) -> None:
         is_classifier = name.startswith("classifier.")
         if is_classifier and name in merged and merged[name].shape != tensor.shape:
             merged[name] = tensor
+    if random := [name for name, tensor in merged.items() if tensor is own.get(name)]:
+        log.info("%s does not fit %s, which stay random", path, ", ".join(random))
     if any(tensor.dim() == 5 for tensor in state_dict.values()):
         raise InputError(f"{path}: holds 3-D kernels; give the checkpoint of a 2-D VGG-11")
     load_state(model, merged, path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import os
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
@@ -29,6 +30,7 @@ from utils.ranks import Ranks
 from utils.settings import TrainingSettings
 from utils.weight_average import WeightAverage
 
+_BUFFERS_KEY = "forward_sync_buffers"  # torch 2.14's name of broadcast_buffers
 # Without CUDA graphs: their memory is used again by the next part of an accumulated update.
 _COMPILE_MODES = {"default": None, "max": "max-autotune-no-cudagraphs"}
 
@@ -107,7 +109,8 @@ class Learner:
         if self.ranks.num_ranks == 1:
             return model
         # BatchNorm's running statistics are those of each process's own items; `share_buffers` keeps the first one's.
-        return DistributedDataParallel(model, broadcast_buffers=False)
+        known = inspect.signature(DistributedDataParallel).parameters
+        return DistributedDataParallel(model, **{_BUFFERS_KEY if _BUFFERS_KEY in known else "broadcast_buffers": False})
 
     def train_mode(self) -> None:
         """Training mode, in which frozen BatchNorm layers keep their statistics."""

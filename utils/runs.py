@@ -146,10 +146,24 @@ def open_run(
         raise InputError(
             f"{made[0]} exists and was not made by a run recorded here; choose another output_dir, or move it away"
         )
+    if not made and not was_interrupted:
+        _refuse_another_stage(output_dir / config_name, settings)
     kept = [path for path in made if path not in _existing(output_dir, replaced)] if replaces else made
     if kept:
         _refuse_changes(output_dir, config_name, settings, fingerprints, set(free_keys))
     return Run(output_dir, settings, config_name, fingerprints, replaced, replaces, bool(made), lock)
+
+
+def _refuse_another_stage(config_path: Path, settings: Settings) -> None:
+    """A recorded config with other keys is another stage's, and its provenance is not ours to overwrite."""
+    if not config_path.exists():
+        return
+    own = set(type(settings).model_fields) - {"overwrite"}
+    if foreign := sorted(read_yaml(config_path).keys() ^ own):
+        raise InputError(
+            f"{config_path}: was written by another stage or version (only one of us has the keys "
+            f"{', '.join(foreign[:3])}); choose another output_dir, or move what is there away"
+        )
 
 
 def _fingerprints(inputs: Mapping[str, Path | str]) -> dict[str, str]:

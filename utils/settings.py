@@ -64,11 +64,12 @@ class TrainingSettings(Settings):
 
     Attributes:
         protocol: `paper`, `matched`, or the path of a file like those in `utils/protocols`: values of the keys that are
-            not given. `none`: the defaults below. A run that departs from its protocol is recorded as `custom`.
+            not given. `none`: the defaults shown here. A run that departs from its protocol is recorded as `custom`.
         selection: what chooses the best epoch: `hold_out` (of the training set), or `val`, the split that is reported.
         batch_size: items an update, over all processes; higher is faster and needs more memory.
         accumulate: compute an update in this many parts; less memory, the same update but for BatchNorm.
-        epochs: passes over the training set. `updates`: where given, the run has this many updates instead.
+        epochs: passes over the training set. `updates`: where given, the run has this many updates instead, whatever
+            `epochs` says; but `epochs` alone wins over a protocol's `updates`.
         sampling: `shuffled`, or `class_balanced` (drawn with replacement, all classes equally often).
         optimizer: `sgd`, or `adamw` (with `momentum` as its first and `beta2` as its second decay rate).
         lr: learning rate. `lr_scaling`: times batch_size / lr_batch_size (`linear`) or the root of it (`sqrt`).
@@ -89,7 +90,7 @@ class TrainingSettings(Settings):
             convolutions still multiply in TF32 where the GPU has it, as by torch's default.
         compile: `default` and `max` pass the network to torch.compile: faster steps after minutes of compiling.
         deterministic: only algorithms that give the same bits again; a network that CUDA has none for is refused.
-        device: `auto` is the GPU if there is one.
+        device: `auto` is the GPU if there is one; or `cpu`, `cuda`, `cuda:1`, `mps`.
         workers: threads that decode, at most one a core.
         cache: keep decoded pixels in one file, so that every item is decoded once. `cache_dir`: null is `cache` beside
             `output_dir`, which all runs there share.
@@ -174,9 +175,11 @@ class TrainingSettings(Settings):
         if self.min_lr > (scaled := self.lr * (self.batch_size / self.lr_batch_size) ** scaling):
             raise ValueError(f"min_lr: is {self.min_lr:g}, above the learning rate {scaled:g}; lower it")
         if self.updates is not None and self.warmup_updates >= self.updates:
-            raise ValueError(f"warmup_updates: is {self.warmup_updates}, but the run has {self.updates} updates")
+            raise ValueError(
+                f"warmup_updates: is {self.warmup_updates}, but the run has {self.updates} updates; lower it"
+            )
         if self.accumulate > self.batch_size:
-            raise ValueError(f"accumulate: {self.accumulate} parts of {self.batch_size} items; lower it")
+            raise ValueError(f"accumulate: {self.batch_size} items cannot make {self.accumulate} parts; lower it")
         return self
 
     @property

@@ -13,7 +13,7 @@ from utils.errors import InputError, StopRequest
 from utils.ranks import Ranks, join_ranks
 from utils.runs import Run, open_run
 from utils.settings import TrainingSettings
-from utils.sidecar import BEST_FILE, SIDECAR_FILE, STATE_FILE
+from utils.sidecar import BEST_FILE, SIDECAR_FILE, STATE_FILE, read_sidecar, require_recorded
 
 if TYPE_CHECKING:
     from utils.trainer import Task
@@ -79,12 +79,19 @@ def _finished_weights(run: Run) -> Path | None:
     """The best weights of a finished run; None while it is not finished.
 
     Raises:
-        InputError: the run is finished, and its weights were removed since.
+        InputError: the run is finished, and its weights were removed, swapped or damaged since.
     """
     if not run.is_done(DONE_FILE):
         return None
     best = run.dir / BEST_FILE
     if not best.exists():
         raise InputError(f"{best}: was removed after training; restore it, or pass overwrite=true to train again")
+    accepted = read_sidecar(run.dir)
+    if accepted is None:
+        raise InputError(
+            f"{run.dir / SIDECAR_FILE}: is missing beside {BEST_FILE}; restore it, or pass overwrite=true to "
+            "train again"
+        )
+    require_recorded(best, accepted, lambda _: False)
     log.info("%s is complete; nothing to do", run.dir)
     return best

@@ -53,6 +53,15 @@ def test_opening_changes_nothing(tmp_path):
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
 
+def test_another_stages_folder_is_refused_and_its_record_stays(tmp_path):
+    record = "output_dir: clips\ngenerator: svd\nlr: 1.0\n"
+    (tmp_path / "config.yaml").write_text(record)
+    for overwrite in (False, True):
+        with pytest.raises(InputError, match="was written by another stage or version .* the keys generator, models"):
+            opened(tmp_path, overwrite=overwrite)
+    assert (tmp_path / "config.yaml").read_text() == record
+
+
 def test_overwrite_removes_only_when_the_run_begins_and_only_what_it_owns(tmp_path):
     make(tmp_path)
     (tmp_path / "notes.txt").write_text("mine")

@@ -392,6 +392,14 @@ def test_a_finished_run_is_not_touched(data, tmp_path):
     assert finish("2d", data["2d"], folder, {}) == found
     assert last_line(folder).endswith(f"{folder} is complete; nothing to do")
     assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == before
+    whole = (folder / BEST_FILE).read_bytes()
+    (folder / BEST_FILE).write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    assert "model_best.safetensors: is damaged (its SHA-256 differs" in refusal(data["2d"], folder)
+    (folder / BEST_FILE).write_bytes(whole)
+    sidecar = (folder / SIDECAR_FILE).read_bytes()
+    (folder / SIDECAR_FILE).unlink()
+    assert "checkpoint.json: is missing beside model_best.safetensors" in refusal(data["2d"], folder)
+    (folder / SIDECAR_FILE).write_bytes(sidecar)
     (folder / BEST_FILE).unlink()
     assert "model_best.safetensors: was removed after training; restore it" in refusal(data["2d"], folder)
 

@@ -57,7 +57,8 @@ def protocol_values(settings_class: type[TrainingSettings], name: str) -> dict[s
     path, protocol = _read(name)
     values = merge(protocol.values, protocol.networks.get(settings_class.NETWORK, {}))
     if unknown := [key for key in values if key not in settings_class.model_fields]:
-        raise InputError(f"{path}: unknown key {unknown[0]!r} for {settings_class.NETWORK}; correct or remove it")
+        names = ", ".join(map(repr, unknown))
+        raise InputError(f"{path}: unknown key {names} for {settings_class.NETWORK}; correct or remove it")
     _require_valid(settings_class, values, path)
     return values
 
