@@ -57,7 +57,7 @@ def test_another_stages_folder_is_refused_and_its_record_stays(tmp_path):
     record = "output_dir: clips\ngenerator: svd\nlr: 1.0\n"
     (tmp_path / "config.yaml").write_text(record)
     for overwrite in (False, True):
-        with pytest.raises(InputError, match="was written by another stage or version .* the keys generator, models"):
+        with pytest.raises(InputError, match=r"was written by another stage or version .* the keys generator, models"):
             opened(tmp_path, overwrite=overwrite)
     assert (tmp_path / "config.yaml").read_text() == record
 
