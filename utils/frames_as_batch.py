@@ -12,10 +12,10 @@ batch:
 - one of few pixels is a product of matrices while it is trained (`utils.few_pixel_conv`);
 - the adaptive average before the classifier is one of frames, then one over frames, and gives (B, C, 1, h, w) back.
 
-In float32 the whole network's error is that of Conv3d's or less. In bfloat16, where sums of frames are rounded before
-they are multiplied, it is traded: against float32, random VGG-11s in training mode at 32 to 96 pixels differ by 1.1 to
-2.3 % in the logits (Conv3d in bfloat16: 1.1 to 1.4 %) and by 0.39 to 0.47 of its norm in the first layer's gradient
-(Conv3d: 0.29 to 0.35), measured on a CPU with AMX and torch 2.14.
+In float32 and eval mode the whole network's error is Conv3d's or less. In bfloat16, where sums of frames are rounded
+before they are multiplied, it is traded: against float32, random VGG-11s in training mode at 32 to 96 pixels differ by
+1.1 to 2.3 % in the logits (Conv3d in bfloat16: 1.1 to 1.4 %) and by 0.39 to 0.47 of its norm in the first layer's
+gradient (Conv3d: 0.29 to 0.35), measured on a CPU with AMX and torch 2.14.
 
 Parameters, names, state dict, hooks and places stay those of the Conv3d network: modules only change their class, and
 go by the number of axes of what they get. Clips of any other number of frames run through the ordinary 3-D code.

@@ -20,12 +20,12 @@ from utils.config import build_settings, read_yaml
 FORMS = ("four_product", "conv3d")
 
 
-def train(data_root: Path, output_dir: Path, keys: dict) -> None:
+def train(data_root: Path, output_dir: Path, keys: dict, num_threads: int = 1) -> None:
     import torch
 
     from Inflated_3D_VGG.training import run_training
 
-    torch.set_num_threads(1)
+    torch.set_num_threads(num_threads)
     raw = {"data_root": str(data_root), "output_dir": str(output_dir), "device": "cpu", "workers": 1} | keys
     run_training(build_settings(InflatedSettings, raw, "test"))
 
@@ -76,7 +76,9 @@ def test_demo_accuracies_agree_over_three_seeds_in_bfloat16(tmp_path):
         for seed in range(3):
             run = tmp_path / f"{form}_{seed}"
             keys = {key: value for key, value in demo.items() if key not in ("data_root", "output_dir")}
-            assert run_in_child(train, tmp_path / "clips", run, keys | {"seed": seed, "temporal_conv": form}) == 0
+            keys |= {"seed": seed, "temporal_conv": form}
+            # On one thread, torch 2.14's bfloat16 Conv3d was seen to give wrong gradients on a CPU with AMX.
+            assert run_in_child(train, tmp_path / "clips", run, keys, 2) == 0
             top1[form].append(read_description(run / "model_best.safetensors").metric["value"])
     assert min(top1["conv3d"]) > 0.9
     noise = max(stdev(top1["conv3d"]), 1 / 300)  # of 300 digits, at least one
