@@ -94,6 +94,14 @@ def read_sessions(run_dir: Path) -> list[dict[str, Any]]:
         return []
 
 
+def read_seconds_per_clip(run_dir: Path) -> float | None:
+    """What a clip took, over all sessions; None where nothing is recorded (the published clips)."""
+    sessions = [session for session in read_sessions(run_dir) if session.get("clips")]
+    if not sessions:
+        return None
+    return sum(session["seconds"] for session in sessions) / sum(session["clips"] for session in sessions)
+
+
 def _peak_memory_mib() -> int:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak // (1024 if sys.platform != "darwin" else 1024**2)  # kilobytes on Linux, bytes on macOS

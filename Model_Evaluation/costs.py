@@ -1,11 +1,9 @@
-"""What a model costs: parameters, multiply-accumulates, and time that is really the model's."""
+"""What a model costs without running it: parameters and multiply-accumulates."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import nn
@@ -17,7 +15,6 @@ from Model_Evaluation.settings import CostSettings, DataSettings
 from utils.checkpoints import read_description
 from utils.errors import InputError
 from utils.frames_as_batch import use_clips, use_frames_as_batch
-from utils.learner import Recipe
 
 
 def models_to_count(settings: CostSettings) -> Iterator[tuple[str, nn.Module, tuple[int, ...]]]:
@@ -98,46 +95,3 @@ def _on_clips(model: nn.Module) -> Iterator[None]:
     finally:
         if was_on_frames:
             use_frames_as_batch(model)
-
-
-@torch.inference_mode()
-def measure_latency(
-    model: nn.Module, inputs: torch.Tensor, recipe: Recipe, *, warmup: int, repetitions: int
-) -> list[float]:
-    """Wall time of single forward passes in ms, the device synchronised before and after each, warm-up left out.
-
-    Args:
-        inputs: a normalised batch on the recipe's device.
-    """
-    latencies_ms: list[float] = []
-    for repetition in range(warmup + repetitions):
-        _synchronise(recipe.device)
-        started_s = time.perf_counter()
-        with recipe.autocast():
-            model(inputs)
-        _synchronise(recipe.device)
-        if repetition >= warmup:
-            latencies_ms.append((time.perf_counter() - started_s) * 1e3)
-    return latencies_ms
-
-
-def latency_rows(
-    run_id: str, precision: str, device: str, batch_size: int, latencies_ms: list[float]
-) -> list[dict[str, Any]]:
-    """Rows of `inference_times.csv`, one a timed pass."""
-    return [
-        {
-            "run_id": run_id,
-            "device": device,
-            "precision": precision,
-            "batch_size": batch_size,
-            "repetition": repetition,
-            "batch_latency_ms": latency,
-        }
-        for repetition, latency in enumerate(latencies_ms, start=1)
-    ]
-
-
-def _synchronise(device: torch.device) -> None:
-    if device.type != "cpu":
-        torch.accelerator.synchronize(device)

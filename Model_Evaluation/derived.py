@@ -1,112 +1,191 @@
-"""Everything that follows from the four measured tables, without a model: the same tables give the same bytes."""
+"""Everything that follows from the measured tables, without a model: the same tables give the same bytes."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from Model_Evaluation.comparisons import compare_entries, summarise_entries
+from Model_Evaluation.consistency import require_consistency
+from Model_Evaluation.cost_rows import (
+    MEASURED_HERE,
+    end_to_end_rows,
+    latency_rows,
+    summarise_costs,
+    summarise_latency,
+)
+from Model_Evaluation.scored_runs import ScoredRun, build_entries, read_runs
+from Model_Evaluation.statistics import (
+    compute_calibration_error,
+    compute_macro_auc,
+    compute_nll,
+    compute_reliability,
+    compute_wilson,
+)
+from Model_Evaluation.verdict import NOT_MEASURED, build_verdict
 from utils.artifacts import (
+    ARMS,
+    CALIBRATION,
+    COMPARISONS,
     CONFUSION_FLAT,
+    END_TO_END,
+    END_TO_END_TIMES,
     INFERENCE_TIMES,
+    LATENCY,
     MODEL_COSTS,
     PER_CLASS_METRICS,
     PREDICTIONS,
     PROBABILITIES,
-    RUN_COLUMNS,
+    PROTOCOL_VALUES,
     SUMMARY,
+    VERDICT,
     Table,
     read_table,
     write_table,
 )
-from utils.errors import InputError
 
 MEASURED: dict[str, Table] = {
     "predictions": PREDICTIONS,
     "probabilities": PROBABILITIES,
     "inference_times": INFERENCE_TIMES,
     "model_costs": MODEL_COSTS,
+    "protocol_values": PROTOCOL_VALUES,
 }
+OPTIONAL_MEASURED: dict[str, Table] = {"end_to_end_times": END_TO_END_TIMES}
 DERIVED: dict[str, Table] = {
     "confusion_flat": CONFUSION_FLAT,
     "per_class_metrics": PER_CLASS_METRICS,
+    "calibration": CALIBRATION,
+    "latency": LATENCY,
+    "arms": ARMS,
+    "comparisons": COMPARISONS,
+    "verdict": VERDICT,
     "summary": SUMMARY,
 }
+OPTIONAL_DERIVED: dict[str, Table] = {"end_to_end": END_TO_END}
 DONE_FILE = "summary.csv"  # written last
 TABLE_FILES = tuple(f"{name}.csv" for name in (*MEASURED, *DERIVED))
-OWNED_FILES = (*TABLE_FILES, "figures")
+OPTIONAL_FILES = tuple(f"{name}.csv" for name in (*OPTIONAL_MEASURED, *OPTIONAL_DERIVED))
+OWNED_FILES = (*TABLE_FILES, *OPTIONAL_FILES, "figures", "report.html")
+DrawFigures = Callable[[dict[str, pd.DataFrame], Path], None]
+_EMPTY_IS_FINE = ("protocol_values",)  # checkpoints from elsewhere do not say how they were trained
 
 
-def write_derived(results_dir: Path, output_dir: Path) -> None:
-    """Read the four measured tables and write `DERIVED` tables and the figures, the summary last.
+def write_derived(results_dir: Path, output_dir: Path, draw_more: DrawFigures | None = None) -> None:
+    """Read the measured tables and write the derived ones, the figures and the report; the summary last.
+
+    Args:
+        draw_more: draws figures that need more than tables, from all tables by name, into a folder; the report shows
+            what it finds there.
 
     Raises:
         InputError: a measured table is missing or does not fit the others.
     """
     from Model_Evaluation.figures import write_figures  # matplotlib, only when figures are drawn
+    from Model_Evaluation.report import write_report
 
-    measured = {name: read_table(results_dir / f"{name}.csv", table) for name, table in MEASURED.items()}
-    _require_consistency(measured, results_dir)
+    measured = read_measured(results_dir)
     derived = compute_derived(measured)
-    write_figures(derived["confusion_flat"], derived["per_class_metrics"], output_dir / "figures")
-    for name, table in DERIVED.items():
-        write_table(derived[name], output_dir / f"{name}.csv", table)
+    *first, last = (OPTIONAL_DERIVED | DERIVED).items()
+    for name, table in first:
+        if name in derived:
+            write_table(derived[name], output_dir / f"{name}.csv", table)
+    write_figures(measured | derived, output_dir / "figures")
+    if draw_more is not None:
+        draw_more(measured | derived, output_dir / "figures")
+    write_report(measured | derived, output_dir)
+    write_table(derived[last[0]], output_dir / DONE_FILE, last[1])
+
+
+def read_measured(results_dir: Path) -> dict[str, pd.DataFrame]:
+    """The measured tables by name, checked against one another; the optional ones where they are.
+
+    Raises:
+        InputError: one is missing or does not fit the others; names file, line and column.
+    """
+    present = {name: table for name, table in OPTIONAL_MEASURED.items() if (results_dir / f"{name}.csv").exists()}
+    measured = {}
+    for name, table in (MEASURED | present).items():
+        path = results_dir / f"{name}.csv"
+        if name in _EMPTY_IS_FINE and _is_header_only(path, table):
+            measured[name] = pd.DataFrame(columns=table.column_names, dtype=object)
+        else:
+            measured[name] = read_table(path, table)
+    require_consistency(measured, results_dir)
+    return measured
 
 
 def compute_derived(measured: dict[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
     """Derived tables from measured ones, by name; runs in the order of `predictions`."""
-    predictions = measured["predictions"]
-    counts = measured["probabilities"].groupby("run_id")["label"].max() + 1
-    parts: dict[str, list[dict[str, Any]]] = {name: [] for name in DERIVED}
-    for run_id, rows in predictions.groupby("run_id", sort=False):
-        num_classes = int(counts[run_id])
-        matrix = compute_confusion(rows, num_classes)
-        columns = rows.iloc[0][list(RUN_COLUMNS)].to_dict()
-        names = _class_names(rows, num_classes)
-        per_class = compute_per_class(rows, num_classes)
-        parts["confusion_flat"] += _confusion_rows(columns, matrix, names)
-        parts["per_class_metrics"] += [
-            columns | {"label": label, "class_name": names[label]} | row for label, row in enumerate(per_class)
+    runs = read_runs(measured)
+    entries = build_entries(runs)
+    rows: dict[str, list[dict[str, Any]]] = {name: [] for name in DERIVED}
+    names = _class_names(measured["predictions"])
+    ranks = dict(list(measured["predictions"].groupby("run_id", sort=False)["true_label_rank"]))
+    for run in runs:
+        reliability = compute_reliability(run.is_right, run.probabilities.max(axis=1))
+        per_class = compute_per_class(run)
+        classes = [names.get((run.run_id, label), (str(label), "")) for label in range(run.num_classes)]
+        rows["confusion_flat"] += _confusion_rows(run, classes)
+        rows["per_class_metrics"] += [
+            run.columns | {"source": MEASURED_HERE} | _class_columns(classes, label) | row
+            for label, row in enumerate(per_class)
         ]
-        parts["summary"].append(columns | _summarise(rows, per_class) | _summarise_costs(measured, run_id))
-    return {name: pd.DataFrame(rows) for name, rows in parts.items()}
+        rows["calibration"] += [run.columns | row for row in reliability]
+        latency = latency_rows(run, measured["inference_times"])
+        rows["latency"] += latency
+        summary = _summarise(run, ranks[run.run_id].to_numpy(), per_class, compute_calibration_error(reliability))
+        costs = summarise_costs(measured, run.run_id)
+        rows["summary"].append(run.columns | {"source": MEASURED_HERE} | summary | costs | summarise_latency(latency))
+    rows["arms"] = summarise_entries(entries)
+    rows["comparisons"] = compare_entries(entries)
+    rows["verdict"] = build_verdict(rows["comparisons"])
+    tables = {name: _as_frame(rows[name], table) for name, table in DERIVED.items()}
+    if "end_to_end_times" in measured:
+        tables["end_to_end"] = _as_frame(end_to_end_rows(runs, measured["end_to_end_times"]), END_TO_END)
+    return tables
 
 
-def compute_confusion(predictions: pd.DataFrame, num_classes: int) -> np.ndarray:
+def compute_confusion(run: ScoredRun) -> np.ndarray:
     """Counts int (num_classes, num_classes): true label down, predicted label across."""
     from sklearn.metrics import confusion_matrix
 
     # Without labels= an absent class would vanish from the matrix and from every macro average.
-    return confusion_matrix(
-        predictions["label"].to_numpy(), predictions["predicted_label"].to_numpy(), labels=range(num_classes)
-    )
+    return confusion_matrix(run.labels, run.predicted, labels=range(run.num_classes))
 
 
-def compute_per_class(predictions: pd.DataFrame, num_classes: int) -> list[dict[str, float]]:
-    """Precision, recall, F1 and counts a class; 0 where a class is never predicted or absent."""
+def compute_per_class(run: ScoredRun) -> list[dict[str, Any]]:
+    """Precision, recall with Wilson's interval, F1 and counts a class; 0 where a class is never predicted or absent."""
     from sklearn.metrics import precision_recall_fscore_support
 
-    labels, predicted = predictions["label"].to_numpy(), predictions["predicted_label"].to_numpy()
     precision, recall, f1, support = precision_recall_fscore_support(
-        labels, predicted, labels=range(num_classes), zero_division=0
+        run.labels, run.predicted, labels=range(run.num_classes), zero_division=0
     )
-    return [
-        {
-            "precision": precision[label],
-            "recall": recall[label],
-            "f1": f1[label],
-            "num_items": int(support[label]),
-            "num_predicted": int((predicted == label).sum()),
-            "num_correct": int(((predicted == label) & (labels == label)).sum()),
-        }
-        for label in range(num_classes)
-    ]
+    rows = []
+    for label in range(run.num_classes):
+        num_correct = int((run.is_right & (run.labels == label)).sum())
+        low, high = compute_wilson(num_correct, int(support[label]))
+        rows.append(
+            {
+                "precision": precision[label],
+                "recall": recall[label],
+                "f1": f1[label],
+                "recall_low": low,
+                "recall_high": high,
+                "num_items": int(support[label]),
+                "num_predicted": int((run.predicted == label).sum()),
+                "num_correct": num_correct,
+            }
+        )
+    return rows
 
 
 def format_summary(results_dir: Path) -> str:
-    """The summary as a small text table for the terminal, and where the files are."""
+    """The summary as a small text table for the terminal, what the comparisons answer, and where the files are."""
     summary = read_table(results_dir / DONE_FILE, SUMMARY)
     lines = [("model", "input", "top-1", "top-3", "parameters", "MACs", "latency, batch 1")]
     for row in summary.to_dict("records"):
@@ -115,85 +194,94 @@ def format_summary(results_dir: Path) -> str:
                 row["run_id"],
                 row["test_input"],
                 f"{row['top1_fraction']:.3f}",
-                "-" if pd.isna(row["top3_fraction"]) else f"{row['top3_fraction']:.3f}",
-                f"{row['num_parameters'] / 1e6:.1f} M",
-                f"{row['nominal_gmacs']:.3f} G",
-                "-" if pd.isna(row["latency_ms_median"]) else f"{row['latency_ms_median']:.2f} ms",
+                _number(row["top3_fraction"], "{:.3f}"),
+                _number(row["num_parameters"], "{:.1f} M", 1e6),
+                _number(row["nominal_gmacs"], "{:.3f} G"),
+                _number(row["latency_ms_median"], "{:.2f} ms"),
             )
         )
     widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
     body = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
     body.insert(1, "-" * len(body[0]))
-    return "\n".join(["", *body, "", f"tables:  {results_dir}/*.csv", f"figures: {results_dir}/figures/*.png"])
+    files = [f"tables:  {results_dir}/*.csv", f"figures: {results_dir}/figures/*.png"]
+    return "\n".join(["", *body, "", *_verdict_lines(results_dir), *files, f"report:  {results_dir}/report.html"])
 
 
-def _class_names(rows: pd.DataFrame, num_classes: int) -> list[str]:
-    """Names by label; a class that is neither present nor predicted is called by its number."""
-    names = dict(zip(rows["predicted_label"], rows["predicted_class_name"], strict=True))
-    names |= dict(zip(rows["label"], rows["class_name"], strict=True))
-    return [names.get(label, str(label)) for label in range(num_classes)]
+def _verdict_lines(results_dir: Path) -> list[str]:
+    verdict = read_table(results_dir / "verdict.csv", VERDICT)
+    answered = verdict[verdict["answer"] != NOT_MEASURED]
+    lines = [f"{row['question']} {row['sentence']}" for row in answered.to_dict("records")]
+    return [*lines, ""] if lines else []
 
 
-def _confusion_rows(columns: dict[str, Any], matrix: np.ndarray, names: list[str]) -> list[dict[str, Any]]:
-    return [
-        columns
-        | {
-            "label": label,
-            "class_name": names[label],
-            "predicted_label": guess,
-            "predicted_class_name": names[guess],
-            "num_items": int(matrix[label, guess]),
+def _number(value: float | None, form: str, unit: float = 1) -> str:
+    return "-" if pd.isna(value) else form.format(value / unit)
+
+
+def _is_header_only(path: Path, table: Table) -> bool:
+    if not path.is_file():
+        return False
+    with path.open(encoding="utf-8-sig") as file:
+        return file.readline().rstrip("\n") == ",".join(table.column_names) and not file.readline()
+
+
+def _as_frame(rows: list[dict[str, Any]], table: Table) -> pd.DataFrame:
+    """The table's columns in order with the dtypes `read_table` gives; also without rows."""
+    frame = pd.DataFrame(rows, columns=table.column_names, dtype=object)
+    kinds = {"int": "int64", "float": "float64"}
+    return frame.astype(
+        {
+            column.name: "Int64" if column.kind == "int" and column.nullable else kinds[column.kind]
+            for column in table.columns
+            if column.kind != "text"
         }
-        for label in range(len(names))
-        for guess in range(len(names))
+    )
+
+
+def _class_names(predictions: pd.DataFrame) -> dict[tuple[str, int], tuple[str, str]]:
+    """Name and wnid by run and label; a class that is neither present nor predicted has none."""
+    names: dict[tuple[str, int], tuple[str, str]] = {}
+    for prefix in ("predicted_", ""):
+        columns = ["run_id", f"{prefix}label", f"{prefix}class_name", f"{prefix}wnid"]
+        for run_id, label, class_name, wnid in predictions[columns].drop_duplicates().itertuples(index=False):
+            names[run_id, label] = (class_name, wnid)
+    return names
+
+
+def _class_columns(classes: list[tuple[str, str]], label: int, prefix: str = "") -> dict[str, Any]:
+    class_name, wnid = classes[label]
+    return {f"{prefix}label": label, f"{prefix}class_name": class_name, f"{prefix}wnid": wnid}
+
+
+def _confusion_rows(run: ScoredRun, classes: list[tuple[str, str]]) -> list[dict[str, Any]]:
+    return [
+        run.columns
+        | {"source": MEASURED_HERE, "num_items": int(count)}
+        | _class_columns(classes, label)
+        | _class_columns(classes, guess, "predicted_")
+        for (label, guess), count in np.ndenumerate(compute_confusion(run))
     ]
 
 
-def _summarise(rows: pd.DataFrame, per_class: list[dict[str, float]]) -> dict[str, Any]:
-    ranks = rows["true_label_rank"].to_numpy()
-    enough = len(per_class) >= 3
+def _summarise(
+    run: ScoredRun, ranks: np.ndarray, per_class: list[dict[str, Any]], calibration_error: float
+) -> dict[str, Any]:
+    num_items, enough = len(ranks), run.num_classes >= 3
+    first, third = int((ranks <= 1).sum()), int((ranks <= 3).sum())
+    top1, top3 = compute_wilson(first, num_items), compute_wilson(third, num_items)
     return {
-        "num_items": len(rows),
-        "num_classes": len(per_class),
-        "top1_fraction": float((ranks <= 1).mean()),
-        "top3_fraction": float((ranks <= 3).mean()) if enough else None,
-        "macro_precision": float(np.mean([row["precision"] for row in per_class])),
-        "macro_recall": float(np.mean([row["recall"] for row in per_class])),
-        "macro_f1": float(np.mean([row["f1"] for row in per_class])),
-        "num_errors": int((ranks > 1).sum()),
-        "note": "" if enough else f"top-3 left empty: only {len(per_class)} classes",
+        "num_items": num_items,
+        "num_classes": run.num_classes,
+        "top1_fraction": first / num_items,
+        "top1_low": top1[0],
+        "top1_high": top1[1],
+        "top3_fraction": third / num_items if enough else None,
+        "top3_low": top3[0] if enough else None,
+        "top3_high": top3[1] if enough else None,
+        **{f"macro_{name}": float(np.mean([row[name] for row in per_class])) for name in ("precision", "recall", "f1")},
+        "macro_auc": compute_macro_auc(run.labels, run.probabilities),
+        "nll": compute_nll(run.labels, run.probabilities),
+        "calibration_error": calibration_error,
+        "num_errors": num_items - first,
+        "note": "" if enough else f"top-3 left empty: only {run.num_classes} classes",
     }
-
-
-def _summarise_costs(measured: dict[str, pd.DataFrame], run_id: str) -> dict[str, Any]:
-    cost = measured["model_costs"].set_index("run_id").loc[run_id]
-    times = measured["inference_times"]
-    single = times[(times["run_id"] == run_id) & (times["batch_size"] == 1)]["batch_latency_ms"]
-    return {
-        "num_parameters": int(cost["num_parameters"]),
-        "nominal_gmacs": cost["nominal_macs"] / 1e9,
-        "latency_ms_median": float(single.median()) if len(single) else None,
-        "latency_ms_p95": float(np.percentile(single, 95)) if len(single) else None,
-    }
-
-
-def _require_consistency(measured: dict[str, pd.DataFrame], results_dir: Path) -> None:
-    """Refuse tables of different runs, and predictions that contradict themselves."""
-    expected = set(measured["predictions"]["run_id"])
-    for name, frame in measured.items():
-        if missing := sorted(expected - set(frame["run_id"])):
-            raise InputError(f"{results_dir / name}.csv: run {missing[0]!r} of predictions.csv is missing; rerun")
-    by_run = measured["probabilities"].groupby("run_id")["label"]
-    counts, sizes = by_run.max() + 1, by_run.size()
-    for run_id, num_items in measured["predictions"].groupby("run_id").size().items():
-        if sizes[run_id] != num_items * counts[run_id]:
-            raise InputError(
-                f"{results_dir / 'probabilities.csv'}: run {run_id!r} has {sizes[run_id]} rows, expected {num_items} "
-                f"items x {counts[run_id]} classes; rerun"
-            )
-    for line, row in measured["predictions"].iterrows():
-        where = f"{results_dir / 'predictions.csv'} line {line}"
-        if max(row["label"], row["predicted_label"]) >= counts[row["run_id"]]:
-            raise InputError(f"{where}: a label is outside the classes of probabilities.csv")
-        if (row["label"] == row["predicted_label"]) != (row["true_label_rank"] == 1):
-            raise InputError(f"{where}: true_label_rank {row['true_label_rank']} contradicts predicted_label; rerun")

@@ -1,71 +1,214 @@
-"""Figures of the evaluation, drawn from its derived tables."""
+"""Figures of the evaluation, drawn from its tables: what is right and wrong by class. Equal tables give equal bytes."""
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from PIL import Image
 
-from utils.files import write_with
+from Model_Evaluation.entries import over_seeds, own_entry_ids, with_entry_id
+from Model_Evaluation.figures_study import (
+    draw_accuracy_against_cost,
+    draw_arms_overview,
+    draw_comparisons,
+    draw_reliability,
+    hide_unused,
+)
+from utils.files import sha256_bytes, write_bytes
 
 _MOST_LABELS = 30  # beyond that names and numbers are unreadable; the tables have them all
+_MOST_PAIRS = 12  # beyond that only the claim's pairs have a figure
+FIGURE_DPI = 160
+_COLOURS = 128
+_PANEL_COLUMNS = 3
+_BAR, _INTERVAL = "#56B4E9", "#1A1A1A"
 
 
-def write_figures(confusion_flat: pd.DataFrame, per_class: pd.DataFrame, folder: Path) -> None:
-    """One confusion matrix a run, and one chart of per-class F1 over all runs, as PNG."""
-    for run_id, rows in confusion_flat.groupby("run_id", sort=False):
-        _save(draw_confusion(rows, str(run_id)), folder / f"confusion_{run_id}.png")
-    for metric in ("precision", "recall", "f1"):
-        _save(draw_per_class_bars(per_class, metric), folder / f"per_class_{metric}.png")
+def write_figures(tables: dict[str, pd.DataFrame], folder: Path) -> None:
+    """Draw what the tables have, as PNG; a table that is missing or empty leaves its figures out.
+
+    Args:
+        tables: derived tables by name, as in `derived.DERIVED`.
+    """
+    arms = tables.get("arms")
+    given = {name: frame for name, frame in tables.items() if frame is not None and not frame.empty}
+    by_entry = {
+        name: with_entry_id(given[name], arms)
+        for name in ("summary", "confusion_flat", "per_class_metrics", "calibration")
+        if name in given
+    }
+    for name, figure in _draw_all(given, by_entry):
+        write_bytes(folder / f"{name}.png", _encode(figure))
+
+
+def difference_name(comparison_id: str) -> str:
+    """The name of a pair's figure of differences, without suffix."""
+    return safe_name(f"confusion_difference_{comparison_id}")
+
+
+def safe_name(text: str) -> str:
+    """A file name of letters, digits, `_`, `.` and `-`; where characters had to go, a hash keeps names apart."""
+    name = "".join(letter if letter.isascii() and (letter.isalnum() or letter in "_.-") else "-" for letter in text)
+    if name == text and len(name) <= 120:
+        return name
+    return f"{name[:100]}-{sha256_bytes(text.encode())[:8]}"
+
+
+def pairs_with_figures(comparisons: pd.DataFrame | None) -> pd.DataFrame:
+    """The planned comparisons whose confusion is drawn as a difference: all, or of too many the claim's."""
+    planned = over_seeds(comparisons)
+    return planned if len(planned) <= _MOST_PAIRS else over_seeds(comparisons, ("claim",))
+
+
+def mean_shares(rows: pd.DataFrame) -> pd.DataFrame:
+    """Of each true class the share that is taken for each class, averaged over runs: (num_classes, num_classes)."""
+    counts = rows.pivot_table(index="label", columns="predicted_label", values="num_items", aggfunc="sum")
+    counts = counts.astype(float)
+    return counts.div(counts.sum(axis=1).clip(lower=1), axis=0)
 
 
 def draw_confusion(rows: pd.DataFrame, title: str) -> Figure:
-    """A confusion matrix with its counts: colour is the share of the true class."""
-    table = rows.pivot(index="label", columns="predicted_label", values="num_items")
-    counts = table.to_numpy()
-    names = rows.drop_duplicates("label").set_index("label")["class_name"].loc[table.index].tolist()
-    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    size = min(16.0, max(4.0, 0.55 * len(names) + 2))
-    figure = Figure(figsize=(size, size), layout="constrained")
-    axes = figure.subplots()
-    axes.imshow(shares, vmin=0, vmax=1, cmap="Blues")
-    for (row, column), count in np.ndenumerate(counts):
-        if count and len(names) <= _MOST_LABELS:
-            axes.text(
-                column,
-                row,
-                int(count),
-                ha="center",
-                va="center",
-                color="white" if shares[row, column] > 0.5 else "black",
-            )
-    if len(names) <= _MOST_LABELS:
-        axes.set_xticks(range(len(names)), names, rotation=60, ha="right")
-        axes.set_yticks(range(len(names)), names)
-    axes.set(xlabel="predicted class", ylabel="true class", title=title)
+    """A run's confusion matrix with its counts: colour is the share of the true class."""
+    counts = rows.pivot(index="label", columns="predicted_label", values="num_items")
+    texts = [[str(int(count)) if count else "" for count in line] for line in counts.to_numpy()]
+    figure, axes = _square_figure(len(counts))
+    image = axes.imshow(mean_shares(rows), vmin=0, vmax=1, cmap="Blues")
+    _label_matrix(axes, _class_names(rows), texts, dark=mean_shares(rows).to_numpy() > 0.5)
+    axes.set_title(title, fontsize=9)
+    figure.colorbar(image, ax=axes, shrink=0.6, label="share of the true class")
+    return figure
+
+
+def draw_confusion_difference(rows_a: pd.DataFrame, rows_b: pd.DataFrame, title: str) -> Figure:
+    """Where one entry's guesses go more often (blue) or more seldom (red) than another's, in points of a true class."""
+    difference = 100 * (mean_shares(rows_a) - mean_shares(rows_b)).fillna(0.0)
+    values = difference.to_numpy()
+    largest = max(float(np.abs(values).max()), 1.0)
+    texts = [[f"{value:+.0f}".replace("-", "\u2212") if abs(value) >= 0.5 else "" for value in line] for line in values]
+    figure, axes = _square_figure(len(values))
+    image = axes.imshow(values, vmin=-largest, vmax=largest, cmap="RdBu")
+    _label_matrix(axes, _class_names(rows_a), texts, dark=np.abs(values) > 0.6 * largest)
+    axes.set_title(title, fontsize=9)
+    figure.colorbar(image, ax=axes, shrink=0.6, label="difference in points of the true class")
     return figure
 
 
 def draw_per_class_bars(per_class: pd.DataFrame, metric: str) -> Figure:
-    """One group of bars a class, one bar a run: `metric` is precision, recall or f1."""
-    runs = list(per_class["run_id"].unique())
-    names = per_class.drop_duplicates("label").sort_values("label")["class_name"].tolist()
-    figure = Figure(figsize=(min(24.0, max(6.0, 0.9 * len(names))), 4), layout="constrained")
-    axes = figure.subplots()
-    width = 0.8 / len(runs)
-    for position, run_id in enumerate(runs):
-        rows = per_class[per_class["run_id"] == run_id].sort_values("label")
-        offset = (position - (len(runs) - 1) / 2) * width
-        axes.bar(rows["label"] + offset, rows[metric], width, label=run_id)
-    if len(names) <= _MOST_LABELS:
-        axes.set_xticks(range(len(names)), names, rotation=40, ha="right")
-    axes.set(ylabel=metric, ylim=(0, 1))
-    axes.legend(loc="upper center", bbox_to_anchor=(0.5, 1.15), ncols=min(len(runs), 4))
+    """One panel an entry, one bar a class, averaged over seeds; recall with the mean of the seeds' Wilson intervals."""
+    entry_ids = list(dict.fromkeys(per_class["entry_id"]))
+    names = _class_names(per_class)
+    num_columns = min(_PANEL_COLUMNS, len(entry_ids))
+    num_rows = -(-len(entry_ids) // num_columns)
+    height = min(8.0, 0.17 * len(names) + 0.7)
+    figure = Figure(figsize=(2.6 * num_columns + 1.2, num_rows * height + 0.3), layout="constrained")
+    panels = figure.subplots(num_rows, num_columns, sharex=True, sharey=True, squeeze=False)
+    for axes, entry_id in zip(panels.flat, entry_ids, strict=False):
+        _draw_class_panel(axes, per_class[per_class["entry_id"] == entry_id], metric)
+        axes.set_title(entry_id, fontsize=8)
+    hide_unused(panels, len(entry_ids))
+    for axes in panels[:, 0]:
+        _label_classes(axes, names)
+    figure.supxlabel(f"{metric}, %", fontsize=8)
     return figure
 
 
-def _save(figure: Figure, path: Path) -> None:
-    # Without a date and software entry equal figures are equal bytes.
-    write_with(path, lambda partial: figure.savefig(partial, format="png", dpi=120, metadata={"Software": None}))
+def _draw_all(given: dict[str, pd.DataFrame], by_entry: dict[str, pd.DataFrame]) -> list[tuple[str, Figure]]:
+    figures = []
+    if "confusion_flat" in by_entry:
+        figures += _confusion_figures(by_entry["confusion_flat"], given.get("comparisons"))
+    if "per_class_metrics" in by_entry:
+        own = _own_rows(by_entry["per_class_metrics"])
+        figures += [(f"per_class_{metric}", draw_per_class_bars(own, metric)) for metric in ("recall", "f1")]
+    if "calibration" in by_entry:
+        figures.append(("reliability", draw_reliability(_own_rows(by_entry["calibration"]))))
+    if "arms" in given and "summary" in by_entry:
+        figures.append(("arms_overview", draw_arms_overview(given["arms"], by_entry["summary"])))
+        own = own_entry_ids(by_entry["summary"])
+        cost = draw_accuracy_against_cost(given["arms"], by_entry["summary"], own)
+        figures += [("accuracy_against_cost", cost)] if cost else []
+    if len(planned := over_seeds(given.get("comparisons"))):
+        figures.append(("comparisons", draw_comparisons(planned)))
+    return figures
+
+
+def _confusion_figures(confusion: pd.DataFrame, comparisons: pd.DataFrame | None) -> list[tuple[str, Figure]]:
+    figures = [
+        (safe_name(f"confusion_{run_id}"), draw_confusion(rows, str(run_id)))
+        for run_id, rows in confusion.groupby("run_id", sort=False)
+    ]
+    of_entry = dict(list(confusion.groupby("entry_id", sort=False)))
+    for pair in pairs_with_figures(comparisons).to_dict("records"):
+        one, other = pair["entry_a"], pair["entry_b"]
+        if one in of_entry and other in of_entry:
+            figure = draw_confusion_difference(of_entry[one], of_entry[other], f"{one}\nminus {other}")
+            figures.append((difference_name(pair["comparison_id"]), figure))
+    return figures
+
+
+def _encode(figure: Figure) -> bytes:
+    """PNG with a palette, a third of the size, without a date or a version."""
+    drawn, encoded = io.BytesIO(), io.BytesIO()
+    figure.savefig(drawn, format="png", dpi=FIGURE_DPI)
+    with Image.open(drawn) as image:
+        palette = image.convert("RGB").quantize(_COLOURS, dither=Image.Dither.NONE)
+    palette.save(encoded, format="PNG", optimize=True, dpi=(FIGURE_DPI, FIGURE_DPI))
+    return encoded.getvalue()
+
+
+def _own_rows(rows: pd.DataFrame) -> pd.DataFrame:
+    return rows[rows["entry_id"].isin(own_entry_ids(rows))]
+
+
+def _class_names(rows: pd.DataFrame) -> list[str]:
+    return rows.drop_duplicates("label").sort_values("label")["class_name"].astype(str).tolist()
+
+
+def _square_figure(num_classes: int) -> tuple[Figure, Axes]:
+    size = 7.0 if num_classes > _MOST_LABELS else min(16.0, max(4.0, 0.42 * num_classes + 2.4))
+    figure = Figure(figsize=(size + 0.6, size), layout="constrained")
+    return figure, figure.subplots()
+
+
+def _label_matrix(axes: Axes, names: list[str], texts: list[list[str]], dark: np.ndarray) -> None:
+    """Names on both sides and a text in each cell, white where the cell is dark; of many classes neither."""
+    axes.set(xlabel="predicted class", ylabel="true class")
+    if len(names) > _MOST_LABELS:
+        axes.set(xlabel=f"predicted class (label of {len(names)})", ylabel="true class (label)")
+        return
+    axes.set_xticks(range(len(names)), _plain(names), rotation=60, ha="right", rotation_mode="anchor", fontsize=8)
+    axes.set_yticks(range(len(names)), _plain(names), fontsize=8)
+    for (row, column), is_dark in np.ndenumerate(dark):
+        color = "white" if is_dark else "black"
+        axes.text(column, row, texts[row][column], ha="center", va="center", fontsize=8, color=color)
+
+
+def _draw_class_panel(axes: Axes, rows: pd.DataFrame, metric: str) -> None:
+    columns = [metric, "recall_low", "recall_high"]
+    means = 100 * rows.groupby("label")[columns].mean().sort_index().astype(float)
+    positions = np.arange(len(means))
+    axes.barh(positions, means[metric], height=0.75, color=_BAR)
+    if metric == "recall":
+        axes.hlines(positions, means["recall_low"], means["recall_high"], color=_INTERVAL, linewidth=1)
+    axes.set(xlim=(0, 100))
+    axes.tick_params(labelsize=7)
+    axes.grid(axis="x", color="#DDDDDD", linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _label_classes(axes: Axes, names: list[str]) -> None:
+    axes.set_ylim(len(names) - 0.5, -0.5)  # label 0 on top
+    if len(names) <= _MOST_LABELS:
+        axes.set_yticks(range(len(names)), _plain(names), fontsize=7)
+    else:
+        axes.set_ylabel("label", fontsize=8)
+
+
+def _plain(names: list[str]) -> list[str]:
+    """Names as they are: a `$` would begin a formula."""
+    return [name.replace("$", r"\$") for name in names]

@@ -1,82 +1,155 @@
-"""Kinds of input a model can be scored on: each gives items, labels and stable ids."""
+"""Kinds of input that any model can be scored on: which pixels make up an item, and in which order its frames come."""
 
 from __future__ import annotations
 
+import hashlib
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
-import torch
-from torch.utils.data import Dataset
+import numpy as np
 
-from Baseline_VGG.tiny_imagenet import TinyImageNet
+from Data_Augmentation_SVD.geometry import Geometry
 from Data_Sourcing.image_set import read_image_set
-from Inflated_3D_VGG.video_dataset import VideoDataset
 from Model_Evaluation.models import InputFormat
-from Model_Evaluation.settings import DataSettings
+from Model_Evaluation.settings import DataSettings, InputKind
+from utils.clips import read_clip
+from utils.errors import InputError
+from utils.images import read_rgb_image, resize_and_centre_crop
 from utils.indices import ItemIndex, locate_clip_index, read_clip_index
+from utils.pixel_views import Reordered
+from utils.pixels import Pixels
+from utils.sources import Files, clip_files, image_files
 
 SPLIT = "val"
+STILLS = ("original", "original_paper_geometry")  # made of the images; everything else is made of the clips
+# The paper's way from an image to a frame, but for the generator between the two (paper, section 3.2).
+PAPER_GEOMETRY = Geometry(height=576, width=1024, fit="stretch", output="centre_crop", frame_size=224)
 
 
 @dataclass(frozen=True)
 class TestData:
-    """Items to score: `data` yields (uint8 input, label); `index` has ids and classes in the same order."""
+    """Items to score, in the order of their index.
+
+    Attributes:
+        index: ids, labels and classes.
+        files: where the pixels come from.
+        frame_order: int64 (N, T): which frames of its file each item shows, in this order.
+        name: `test_input` in every table.
+        is_fused: whether each frame is looked at by itself and the answers are averaged.
+        num_views: of test-time augmentation; 1 is the item as it is.
+    """
 
     __test__ = False  # not a pytest class
 
-    data: Dataset
     index: ItemIndex
+    files: Files
+    frame_order: np.ndarray
     name: str
+    is_fused: bool
+    num_views: int
+
+    def open(self, cache_dir: Path | None, workers: int) -> Pixels:
+        """The items' pixels; see `utils.pixels.open_pixels`."""
+        return Reordered(self.files.open(cache_dir, workers, _nothing), self.frame_order)
 
 
-class FirstFrames(Dataset):
-    """Frame 0 of each clip as (uint8 (3, H, W), label)."""
+def build_test_data(kind: InputKind, data: DataSettings, form: InputFormat, num_classes: int | None) -> TestData:
+    """The items of one kind of input, as a network of this form is to see them.
 
-    def __init__(self, clips: VideoDataset) -> None:
-        self._clips = clips
+    A network of clips sees a single picture repeated; a network of images sees the frames of a clip one by one, and
+    its answers are averaged, whatever their order.
 
-    def __len__(self) -> int:
-        return len(self._clips)
+    Raises:
+        InputError: data that are missing or do not fit.
+    """
+    if kind.base in STILLS:
+        files, generator = _still_files(kind.base, data, form, num_classes), ""
+    else:
+        files = _clip_files(data, form, num_classes)
+        generator = f":{files.index.clip_kind.removeprefix('clip:')}"
+    order = _frame_order(kind, files, form)
+    return TestData(
+        index=files.index,
+        files=files,
+        frame_order=order,
+        name=kind.table_name + generator,
+        is_fused=kind.base == "all_frames" or (form.num_frames is None and order.shape[1] > 1),
+        num_views=kind.num_views,
+    )
 
-    def __getitem__(self, position: int) -> tuple[torch.Tensor, int]:
-        clip, label = self._clips[position]
-        return clip[:, 0], label  # (C, T, H, W) -> (C, H, W)
+
+def shuffle_frames(item_id: str, num_frames: int) -> np.ndarray:
+    """An order of frames other than their own, int64 (num_frames,); the same for an item in every run and model.
+
+    Each of the other orders is as likely as any; a single frame has no other.
+    """
+    order, own = np.arange(num_frames), np.arange(num_frames)
+    if num_frames < 2:
+        return order
+    for attempt in itertools.count():
+        digest = hashlib.sha256(f"{attempt}:{item_id}".encode()).digest()
+        order = np.random.default_rng(list(digest)).permutation(num_frames)
+        if not np.array_equal(order, own):
+            break
+    return order
 
 
-def build_original(data: DataSettings, form: InputFormat, num_classes: int | None) -> TestData:
-    """The still images themselves."""
+def _still_files(base: str, data: DataSettings, form: InputFormat, num_classes: int | None) -> Files:
     index = read_image_set(data.images_root, SPLIT, data.wnids_file, num_classes=num_classes)
-    return TestData(TinyImageNet(index, image_size=form.image_size), index, "original")
+    size = form.image_size
+    if base == "original":
+        return image_files(index, size)
+
+    def read(path: Path) -> np.ndarray:
+        image = read_rgb_image(path)
+        frame = PAPER_GEOMETRY.restore(PAPER_GEOMETRY.fit_image(image), *image.shape[:2])
+        return resize_and_centre_crop(frame, size)[None]  # (H, W, C) -> (1, H, W, C)
+
+    rule = f"image, stretched to 576 x 1024, centre crop to 224 px, shorter side to {size} px, centre crop"
+    return Files(index, read, (1, size, size), rule)
 
 
-def build_first_frame(data: DataSettings, form: InputFormat, num_classes: int | None) -> TestData:
-    """Frame 0 of the clips: what the paper scored its 2-D network on."""
-    index = _read_clips(data, num_classes, data.num_frames)
-    frames_in_clip = data.num_frames or _frames_of(index)
-    clips = VideoDataset(index, num_frames=frames_in_clip, image_size=form.image_size)
-    return TestData(FirstFrames(clips), index, index.clip_kind.replace("clip:", "first_frame:"))
+def _clip_files(data: DataSettings, form: InputFormat, num_classes: int | None) -> Files:
+    index_path, clips_root = locate_clip_index(data.root, data.val_csv, SPLIT)
+    wanted = form.num_frames or data.num_frames
+    index = read_clip_index(index_path, clips_root, num_classes=num_classes, num_frames=wanted)
+    return clip_files(index, wanted or _frames_of(index), form.image_size)
 
 
-def build_clip(data: DataSettings, form: InputFormat, num_classes: int | None) -> TestData:
-    """The clips, all frames in order."""
-    index = _read_clips(data, num_classes, form.num_frames)
-    clips = VideoDataset(index, num_frames=form.num_frames, image_size=form.image_size)
-    return TestData(clips, index, index.clip_kind)
+def _frames_of(index: ItemIndex) -> int:
+    """Frames a clip, as the index says, or else as the first clip has."""
+    known = set(index.table["num_frames"].dropna()) if "num_frames" in index.table else set()
+    return int(known.pop()) if len(known) == 1 else len(read_clip(index.paths[0], None))
 
 
-INPUT_BUILDERS: dict[str, Callable[[DataSettings, InputFormat, int | None], TestData]] = {
-    "original": build_original,
-    "first_frame": build_first_frame,
-    "clip": build_clip,
+def _frame_order(kind: InputKind, files: Files, form: InputFormat) -> np.ndarray:
+    num_there, num_items = files.item_shape[0], len(files.index)
+    rule = _ORDERS.get(kind.base)
+    if kind.base == "frame" and kind.frame >= num_there:
+        raise InputError(
+            f"input frame:{kind.frame}: the clips of {files.index.index_path} have {num_there} frames; the last is "
+            f"frame:{num_there - 1}"
+        )
+    orders = [
+        rule(item_id, num_there) if rule else np.array([kind.frame])
+        for item_id in (files.index.item_ids if kind.base == "shuffled" else [""] * num_items)
+    ]
+    order = np.stack(orders).astype(np.int64)
+    is_picture = order.shape[1] == 1 or kind.base == "static"
+    if not is_picture:
+        return order
+    return order[:, :1].repeat(form.num_frames or 1, axis=1)
+
+
+_ORDERS: dict[str, Callable[[str, int], np.ndarray]] = {
+    "clip": lambda _, num_frames: np.arange(num_frames),
+    "all_frames": lambda _, num_frames: np.arange(num_frames),
+    "static": lambda _, num_frames: np.zeros(num_frames),
+    "reversed": lambda _, num_frames: np.arange(num_frames)[::-1],
+    "shuffled": shuffle_frames,
 }
 
 
-def _read_clips(data: DataSettings, num_classes: int | None, num_frames: int | None) -> ItemIndex:
-    index_path, clips_root = locate_clip_index(data.root, data.val_csv, SPLIT)
-    return read_clip_index(index_path, clips_root, num_classes=num_classes, num_frames=num_frames)
-
-
-def _frames_of(index: ItemIndex) -> int | None:
-    """Frames a clip, where the index says it; None lets the reader take what is there."""
-    known = set(index.table["num_frames"].dropna()) if "num_frames" in index.table else set()
-    return int(known.pop()) if len(known) == 1 else None
+def _nothing() -> None: ...

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from Model_Evaluation.settings import DataSettings
 from utils.checkpoints import ModelDescription, StateDict, load_state, read_description, read_weights
 from utils.errors import InputError
 from utils.indices import ClassInfo
+from utils.runs import flatten
 from utils.settings import IMAGENET_MEAN, IMAGENET_STD
 
 MODEL_BUILDERS: dict[str, Callable[..., nn.Module]] = {"baseline": build_vgg11, "inflated": build_vgg11_3d}
@@ -77,7 +79,14 @@ def load_model(model_type: str, checkpoint: Path) -> tuple[nn.Module, ModelDescr
 
 
 def run_columns(
-    described: ModelDescription | None, model_type: str, arm: str | None, test_input: str, split: str, run_id: str
+    described: ModelDescription | None,
+    model_type: str,
+    form: InputFormat,
+    *,
+    arm: str | None,
+    test_input: str,
+    split: str,
+    run_id: str,
 ) -> dict[str, Any]:
     """The columns that every row of a run carries in every table."""
     train_input = described.train_input if described else UNKNOWN
@@ -92,8 +101,15 @@ def run_columns(
         "test_input": test_input,
         "split": split,
         "selection_split": described.selection_split if described else UNKNOWN,
+        "num_frames": form.num_frames or 1,
         "seed": described.seed if described else None,
     }
+
+
+def protocol_rows(described: ModelDescription | None, run_id: str) -> list[dict[str, str]]:
+    """Rows of `protocol_values.csv`: what the protocol set in this run; none where the checkpoint does not say."""
+    values = flatten(described.protocol_values) if described else {}
+    return [{"run_id": run_id, "key": key, "value": _as_text(value)} for key, value in sorted(values.items())]
 
 
 def named_classes(index_classes: tuple[ClassInfo, ...], described: ModelDescription | None) -> tuple[ClassInfo, ...]:
@@ -101,6 +117,11 @@ def named_classes(index_classes: tuple[ClassInfo, ...], described: ModelDescript
     if described is not None and not any(item.wnid for item in index_classes):
         return described.classes
     return index_classes
+
+
+def _as_text(value: Any) -> str:
+    """As YAML would have it: `true`, `null`, `[0.5, 0.5]`."""
+    return json.dumps(value) if isinstance(value, bool | list | type(None)) else str(value)
 
 
 def _options_of(state_dict: StateDict, described: ModelDescription | None, checkpoint: Path) -> dict[str, Any]:

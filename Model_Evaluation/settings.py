@@ -2,17 +2,71 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import AliasChoices, Field, model_validator
+from pydantic import AliasChoices, Field, field_validator, model_validator
 
 from utils.config import InputPath, NonNegativeInt, PositiveInt, Settings
 from utils.settings import ClassifierWidth, Device, ImageSize, Mean, Precision, Std
 
+_STILLS = ("original", "original_paper_geometry")
+_CLIPS = ("first_frame", "frame", "all_frames", "clip", "static", "shuffled", "reversed")
+_MAX_VIEWS = 12
 _RunId = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.\-]*$")]
 ModelType = Literal["baseline", "inflated"]
-INPUTS_OF_TYPE = {"baseline": ("original", "first_frame"), "inflated": ("clip",)}
+
+
+@dataclass(frozen=True)
+class InputKind:
+    """What a model is scored on.
+
+    Attributes:
+        base: `original`, `original_paper_geometry` (the image, stretched and cropped as in the paper, no generator),
+            `first_frame`, `frame` (number `frame`, from 0), `all_frames` (one by one, answers averaged), `clip`,
+            `static` (the first frame, repeated), `shuffled` or `reversed`.
+        num_views: of test-time augmentation; 1 is the item as it is.
+    """
+
+    base: str
+    frame: int = 0
+    num_views: int = 1
+
+    @property
+    def uses_images(self) -> bool:
+        """Whether it is made of the still images, else of the clips."""
+        return self.base in _STILLS
+
+    @property
+    def table_name(self) -> str:
+        """How `test_input` begins in every table; a clip generator's name may follow."""
+        base = f"frame_{self.frame}" if self.base == "frame" else self.base
+        return base if self.num_views == 1 else f"tta_{self.num_views}:{base}"
+
+
+def parse_input(text: str, default: str) -> InputKind:
+    """From a setting: a base, `frame:K`, `tta:N` (of `default`) or `tta:N:BASE`.
+
+    Raises:
+        ValueError: neither of these.
+    """
+    parts = [part.strip() for part in text.split(":")]
+    try:
+        if parts[0] == "tta" and len(parts) > 1:
+            inner = parse_input(":".join(parts[2:]) or default, default)
+            if not 2 <= int(parts[1]) <= _MAX_VIEWS or inner.num_views > 1:
+                raise ValueError
+            return replace(inner, num_views=int(parts[1]))
+        if parts[0] == "frame" and len(parts) == 2 and int(parts[1]) >= 0:
+            return InputKind("frame", int(parts[1]))
+    except ValueError:
+        raise ValueError(f"input {text!r}: tta takes 2..{_MAX_VIEWS} views and one base, frame a number") from None
+    known = [base for base in (*_STILLS, *_CLIPS) if base != "frame"]
+    if text not in known:
+        raise ValueError(f"unknown input {text!r}; known: {', '.join([*known, 'frame:K', 'tta:N', 'tta:N:BASE'])}")
+    return InputKind(text)
 
 
 class PublishedModel(Settings):
@@ -27,28 +81,51 @@ class ScoredModel(PublishedModel):
 
     Attributes:
         name: the `run_id` in every table.
-        input: `original` (the image), `first_frame` or `clip`.
+        input: any of `InputKind`, also `frame:K`, `tta:N` (of `original` for a network of images, of `clip` for one of
+            clips) and `tta:N:BASE`. A network of clips sees a picture repeated; one of images sees frames one by one,
+            and its answers are averaged.
         arm: what the model stands for in a comparison; None derives it from the checkpoint.
+        root, val_csv: other clips than those of section `data`.
     """
 
     name: _RunId
-    input: Literal["original", "first_frame", "clip"]
+    input: str
     arm: _RunId | None = None
+    root: InputPath | None = None
+    val_csv: Path | None = None
+
+    @field_validator("input", mode="before")
+    @classmethod
+    def _as_text(cls, value: Any) -> Any:
+        """`{frame: 2}` and `{tta: 3}` are `frame:2` and `tta:3`."""
+        if isinstance(value, Mapping) and len(value) == 1:
+            return ":".join(map(str, *value.items()))
+        return value
 
     @model_validator(mode="after")
-    def _input_fits(self) -> ScoredModel:
-        known = INPUTS_OF_TYPE[self.type]
-        if self.input not in known:
-            raise ValueError(f"input {self.input!r} does not fit type {self.type!r}; known: {', '.join(known)}")
+    def _is_an_input(self) -> ScoredModel:
+        _ = self.kind
         return self
+
+    @property
+    def kind(self) -> InputKind:
+        """The input, read."""
+        return parse_input(self.input, "original" if self.type == "baseline" else "clip")
+
+    def data(self, common: DataSettings) -> DataSettings:
+        """Its own clips, where it has some, else the common ones."""
+        own = {"root": self.root, "val_csv": self.val_csv}
+        return common.model_copy(update={key: value for key, value in own.items() if value is not None})
 
 
 class DataSettings(Settings):
     """What the models are scored on.
 
     Attributes:
-        root, val_csv: the folder of the clips and their index; needed for `first_frame` and `clip`.
-        images_root, wnids_file: the image set; needed for `original`.
+        root, val_csv: the folder of the clips and their index; needed for every input made of clips.
+        images_root, wnids_file: the image set; needed for `original` and `original_paper_geometry`.
+        workers: threads that decode, at most one a core.
+        cache_dir: keep decoded pixels there, as the trainers do in their `cache`; None decodes each time.
         mean, std, num_frames, image_size: None takes what the checkpoint says of itself.
     """
 
@@ -62,6 +139,7 @@ class DataSettings(Settings):
     std: Std | None = None
     num_frames: Annotated[PositiveInt | None, Field(validation_alias=AliasChoices("num_frames", "time_dim"))] = None
     image_size: ImageSize | None = None
+    cache_dir: Path | None = None
 
 
 class LatencySettings(Settings):
@@ -76,6 +154,19 @@ class LatencySettings(Settings):
     batch_sizes: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (1,)
     warmup: PositiveInt = 3
     repetitions: PositiveInt = 20
+
+
+class EndToEndSettings(LatencySettings):
+    """How the way from an image file to its answer is timed, see `Model_Evaluation.end_to_end`.
+
+    Attributes:
+        generation: keys of `GenerationSettings` that replace what the `config.yaml` beside the clips records; null
+            takes that as it is. Not used for inputs made of the images.
+    """
+
+    generation: dict[str, Any] | None = None
+    warmup: PositiveInt = 1
+    repetitions: PositiveInt = 5
 
 
 class EvaluationSettings(Settings):
@@ -93,6 +184,7 @@ class EvaluationSettings(Settings):
     num_classes: PositiveInt | None = None
     output_dir: Path = Path("Model_Evaluation/evaluation_results/run")
     latency: LatencySettings = LatencySettings()
+    end_to_end: EndToEndSettings | None = None
     precision: Precision = "fp32"
     device: Device = "auto"
     overwrite: bool = False
@@ -108,6 +200,8 @@ class EvaluationSettings(Settings):
                 checkpoint=model.checkpoint,
                 input="first_frame" if model.type == "baseline" else "clip",
                 arm=None,
+                root=None,
+                val_csv=None,
             )
             for name, model in published.items()
             if model is not None
@@ -121,11 +215,12 @@ class EvaluationSettings(Settings):
             raise ValueError("no model to score; list some under 'models', or give 'model2d' and 'model3d'")
         names = [model.name for model in models]
         problems = [f"models: name {name!r} is used twice" for name in sorted({n for n in names if names.count(n) > 1})]
-        inputs = {model.input for model in models}
-        if self.data.root is None and inputs & {"first_frame", "clip"}:
+        if any(model.data(self.data).root is None and not model.kind.uses_images for model in models):
             problems.append("data.root is missing; give the folder of the clips")
-        if self.data.images_root is None and "original" in inputs:
+        if self.data.images_root is None and any(model.kind.uses_images for model in models):
             problems.append("data.images_root is missing; give the image set for input 'original'")
+        if self.data.images_root is None and self.end_to_end is not None:
+            problems.append("data.images_root is missing; end_to_end begins with its images")
         if problems:
             raise ValueError("; ".join(problems))
         return self

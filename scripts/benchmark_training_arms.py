@@ -14,6 +14,7 @@ from torch.nn import functional
 from Baseline_VGG.vgg_baseline import build_vgg11
 from Inflated_3D_VGG.vgg_inflated import build_vgg11_3d
 from Model_Evaluation.costs import count_executed_macs
+from Model_Evaluation.latency import measure_matmul_peak, synchronise
 from utils.devices import choose_device
 from utils.errors import InputError
 from utils.host_memory import keep_freed_memory
@@ -228,10 +229,10 @@ def time_arms(arms: list[Arm], repetitions: int) -> dict[str, list[float]]:
     seconds: dict[str, list[float]] = {arm.name: [] for arm in arms}
     for repetition in range(repetitions + 1):
         for arm in arms:
-            _synchronise(arm.device)
+            synchronise(arm.device)
             started_s = time.perf_counter()
             arm.run()
-            _synchronise(arm.device)
+            synchronise(arm.device)
             if repetition:
                 seconds[arm.name].append(time.perf_counter() - started_s)
     return seconds
@@ -241,22 +242,4 @@ def measure_peaks(settings: TrainingBenchmarkSettings) -> dict[str, float]:
     """TFLOP/s of large square products on the device, the best of several sizes and samples, in each arm's type."""
     device = choose_device(settings.device)
     sizes = (4096, 8192, 16384) if device.type == "cuda" else (1024, 2048, 4096)
-    return {name: max(_measure_product(size, dtype, device) for size in sizes) for name, dtype in _DTYPES.items()}
-
-
-def _measure_product(size: int, dtype: torch.dtype, device: torch.device) -> float:
-    """TFLOP/s of one size: the best of eight samples."""
-    a, b = torch.randn(2, size, size, device=device).to(dtype)
-    product, samples = a @ b, []
-    for _ in range(8):
-        _synchronise(device)
-        started_s = time.perf_counter()
-        torch.matmul(a, b, out=product)
-        _synchronise(device)
-        samples.append(time.perf_counter() - started_s)
-    return 2e-12 * size**3 / min(samples)
-
-
-def _synchronise(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    return {name: measure_matmul_peak(device, dtype, sizes=sizes, samples=8) / 1e12 for name, dtype in _DTYPES.items()}

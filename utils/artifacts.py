@@ -141,21 +141,31 @@ UPDATES = Table(
     ),
     unique=("update",),
 )
+TRAINING_TIME = Table(
+    "training time",
+    (
+        *(Column(name, "int", minimum=1) for name in ("first_update", "last_update")),
+        Column("train_s", "float", minimum=0),
+        Column("device"),
+    ),
+    unique=("first_update",),
+)
 _RUN = (
     *_text("run_id", "protocol", "arm", "model", "start_weights", "train_input", "test_input"),
     *_text("split", "selection_split"),
+    Column("num_frames", "int", minimum=1),
     Column("seed", "int", nullable=True),
 )
 RUN_COLUMNS = tuple(column.name for column in _RUN)
+_CLASS = (Column("label", "int", minimum=0), *_text("class_name", "wnid"))
+_PREDICTED_CLASS = (Column("predicted_label", "int", minimum=0), *_text("predicted_class_name", "predicted_wnid"))
 PREDICTIONS = Table(
     "predictions",
     (
         *_RUN,
         Column("item_id"),
-        Column("label", "int", minimum=0),
-        Column("class_name"),
-        Column("predicted_label", "int", minimum=0),
-        Column("predicted_class_name"),
+        *_CLASS,
+        *_PREDICTED_CLASS,
         Column("true_label_rank", "int", minimum=1),
         Column("prob_true", "float", minimum=0),
     ),
@@ -175,26 +185,42 @@ INFERENCE_TIMES = Table(
     ),
     unique=("run_id", "batch_size", "repetition"),
 )
+END_TO_END_TIMES = Table(
+    "end-to-end times",
+    (
+        *_text("run_id", "generator", "device", "precision"),
+        *(Column(name, "int", minimum=1) for name in ("batch_size", "repetition")),
+        Column("stage"),
+        Column("stage_ms", "float", minimum=0),
+    ),
+    unique=("run_id", "generator", "batch_size", "repetition", "stage"),
+)
 MODEL_COSTS = Table(
     "model costs",
     (
         *_text("run_id", "model", "input_shape"),
-        *(Column(name, "int", minimum=0) for name in ("num_parameters", "nominal_macs")),
+        Column("num_passes", "int", minimum=1),
+        *(Column(name, "int", minimum=0) for name in ("num_parameters", "nominal_macs", "executed_macs")),
+        *(Column(name, "float", nullable=True, minimum=0) for name in ("train_s", "generation_s_per_item")),
     ),
     unique=("run_id",),
 )
+PROTOCOL_VALUES = Table("protocol values", _text("run_id", "key", "value"), unique=("run_id", "key"))
 SUMMARY = Table(
     "summary",
     (
         *_RUN,
+        Column("source"),
         *(Column(name, "int", minimum=1) for name in ("num_items", "num_classes")),
-        Column("top1_fraction", "float"),
-        Column("top3_fraction", "float", nullable=True),
+        *(Column(name, "float") for name in ("top1_fraction", "top1_low", "top1_high")),
+        *(Column(name, "float", nullable=True) for name in ("top3_fraction", "top3_low", "top3_high")),
         *(Column(name, "float") for name in ("macro_precision", "macro_recall", "macro_f1")),
+        *(Column(name, "float", nullable=True) for name in ("macro_auc", "nll", "calibration_error")),
         Column("num_errors", "int", minimum=0),
-        Column("num_parameters", "int", minimum=0),
-        Column("nominal_gmacs", "float"),
-        *(Column(name, "float", nullable=True) for name in ("latency_ms_median", "latency_ms_p95")),
+        *(Column(name, "int", nullable=True, minimum=0) for name in ("num_passes", "num_parameters")),
+        *(Column(name, "float", nullable=True) for name in ("nominal_gmacs", "executed_gmacs")),
+        *(Column(name, "float", nullable=True) for name in ("latency_ms_median", "latency_ms_p95", "items_per_s")),
+        *(Column(name, "float", nullable=True) for name in ("train_s", "generation_s_per_item")),
         Column("note"),
     ),
     unique=("run_id",),
@@ -203,24 +229,118 @@ PER_CLASS_METRICS = Table(
     "per-class metrics",
     (
         *_RUN,
-        Column("label", "int", minimum=0),
-        Column("class_name"),
+        Column("source"),
+        *_CLASS,
         *(Column(name, "float") for name in ("precision", "recall", "f1")),
+        *(Column(name, "float", nullable=True) for name in ("recall_low", "recall_high")),
         *(Column(name, "int", minimum=0) for name in ("num_items", "num_predicted", "num_correct")),
     ),
     unique=("run_id", "label"),
 )
 CONFUSION_FLAT = Table(
     "confusion",
+    (*_RUN, Column("source"), *_CLASS, *_PREDICTED_CLASS, Column("num_items", "int", minimum=0)),
+    unique=("run_id", "label", "predicted_label"),
+)
+CALIBRATION = Table(
+    "calibration",
     (
         *_RUN,
-        Column("label", "int", minimum=0),
-        Column("class_name"),
-        Column("predicted_label", "int", minimum=0),
-        Column("predicted_class_name"),
+        Column("bin", "int", minimum=1),
+        *(Column(name, "float", minimum=0) for name in ("confidence_low", "confidence_high")),
         Column("num_items", "int", minimum=0),
+        *(Column(name, "float", nullable=True) for name in ("mean_confidence", "top1_fraction")),
     ),
-    unique=("run_id", "label", "predicted_label"),
+    unique=("run_id", "bin"),
+)
+LATENCY = Table(
+    "latency",
+    (
+        *_RUN,
+        Column("source"),
+        *_text("device", "precision"),
+        Column("batch_size", "int", minimum=1),
+        Column("num_repetitions", "int", minimum=1),
+        *(Column(name, "float", minimum=0) for name in ("latency_ms_p50", "latency_ms_p95", "items_per_s")),
+        Column("first_batch_share", "float", nullable=True, minimum=0),
+    ),
+    unique=("run_id", "batch_size"),
+)
+END_TO_END = Table(
+    "end-to-end latency",
+    (
+        *_RUN,
+        *_text("generator", "device", "precision"),
+        Column("batch_size", "int", minimum=1),
+        Column("num_repetitions", "int", minimum=1),
+        Column("stage"),
+        *(Column(name, "float", minimum=0) for name in ("stage_ms_p50", "stage_ms_p95")),
+        Column("share_of_total", "float", minimum=0),
+    ),
+    unique=("run_id", "generator", "batch_size", "stage"),
+)
+_ENTRY = (
+    *_text("arm", "protocol", "model", "start_weights", "train_input", "test_input", "split", "selection_split"),
+    Column("num_frames", "int", minimum=1),
+)
+ENTRY_COLUMNS = tuple(column.name for column in _ENTRY)
+ARMS = Table(
+    "arms",
+    (
+        Column("entry_id"),
+        *_ENTRY,
+        *(Column(name, "int", minimum=1) for name in ("num_seeds", "num_items", "num_sources")),
+        *(Column(name, "float") for name in ("top1_mean", "top1_low", "top1_high")),
+        Column("top1_sd", "float", nullable=True),
+        Column("macro_f1_mean", "float"),
+        Column("macro_f1_sd", "float", nullable=True),
+        Column("majority_top1", "float"),
+    ),
+    unique=("entry_id",),
+)
+COMPARISONS = Table(
+    "comparisons",
+    (
+        *_text("comparison_id", "family", "entry_a", "entry_b", "arm_a", "test_input_a", "arm_b", "test_input_b"),
+        *_text("protocol", "split", "differs_in"),
+        Column("num_frames_a", "int", minimum=1),
+        Column("num_frames_b", "int", minimum=1),
+        Column("seed", "int", nullable=True),
+        Column("num_seeds", "int", minimum=1),
+        *(Column(name, "int", minimum=0) for name in ("num_items", "num_sources")),
+        *(Column(name, "float") for name in ("top1_a", "top1_b", "difference", "difference_low", "difference_high")),
+        *(Column(name, "int", minimum=0) for name in ("both_right", "only_a_right", "only_b_right", "both_wrong")),
+        Column("mcnemar_p", "float", minimum=0),
+        Column("mcnemar_p_holm", "float", nullable=True, minimum=0),
+        Column("cohens_h", "float"),
+        Column("odds_ratio", "float", nullable=True),
+        Column("minimal_detectable_difference", "float", nullable=True),
+        Column("outcome", choices=("a", "b", "undecided")),
+    ),
+    unique=("comparison_id", "seed"),
+)
+VERDICT = Table(
+    "verdict",
+    (
+        Column("position", "int", minimum=1),
+        *_text("question", "comparison_id"),
+        Column("answer", choices=("yes", "no", "undecided", "not measured")),
+        Column("sentence"),
+    ),
+    unique=("position",),
+)
+STUDY = Table(
+    "study",
+    (
+        *_text("run_id", "arm"),
+        Column("num_frames", "int", minimum=1),
+        Column("seed", "int"),
+        *_text("trained_as", "train_input", "test_inputs"),
+        Column("status", choices=("planned", "done", "failed")),
+        Column("reason"),
+        *(Column(name, "float", nullable=True, minimum=0) for name in ("train_s", "disk_mb")),
+    ),
+    unique=("run_id",),
 )
 
 

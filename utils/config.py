@@ -141,7 +141,9 @@ def _describe_settings(settings_class: type[Settings]) -> str:
     """For --help: every key with its default, then what the docstrings say of the keys."""
     lines = ["keys:"]
     for name, field in settings_class.model_fields.items():
-        lines.append(f"  {name}: {'(required)' if field.is_required() else _plain(field.default)}")
+        lines.append(
+            f"  {name}: {'(required)' if field.is_required() else _plain(field.get_default(call_default_factory=True))}"
+        )
     classes = [settings_class, *(base for base in settings_class.__mro__[1:] if base not in Settings.__mro__)]
     nested = (_nested_settings(settings_class, name) for name in settings_class.model_fields)
     docs = [inspect.getdoc(kind) for kind in dict.fromkeys([*classes, *filter(None, nested)])]

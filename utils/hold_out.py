@@ -41,11 +41,6 @@ class HoldOut:
     sha256: str
 
 
-def source_ids(index: ItemIndex) -> tuple[list[str], bool]:
-    """What each row was made from, and whether all sources are known."""
-    return index.source_ids, index.is_paired
-
-
 def draw_hold_out(sources: Mapping[str, int], fraction: float, seed: int) -> set[str]:
     """The sources to hold out: of each class the share `fraction`, at least one and not all.
 
@@ -73,18 +68,21 @@ def draw_hold_out(sources: Mapping[str, int], fraction: float, seed: int) -> set
     return held
 
 
-def split_hold_out(index: ItemIndex, path: Path, *, fraction: float, seed: int) -> HoldOut:
+def split_hold_out(
+    index: ItemIndex, path: Path, *, fraction: float, seed: int, unlisted: str = "refuse"
+) -> HoldOut:
     """Divide an index by the hold-out's file; where there is none, draw it from this index and write it.
 
     Two processes may come at once: one draws, the other reads.
 
     Args:
-        path: of the file; it lists sources, and an index may lack some of them but have no other.
+        path: of the file; it lists sources, of which an index may lack some.
+        unlisted: what becomes of rows whose source it does not list: `refuse`, or `leave_out` of both parts.
 
     Raises:
         InputError: the file was drawn with other settings or from another data set, or was edited.
     """
-    sources, is_paired = source_ids(index)
+    sources, is_paired = index.source_ids, index.is_paired
     labels = _labels_of(index, sources)
     if not path.exists():
         with locked(path):
@@ -92,14 +90,29 @@ def split_hold_out(index: ItemIndex, path: Path, *, fraction: float, seed: int) 
                 _write(labels, path, fraction, seed, _PAIRINGS[is_paired])
     table = read_table(path, HOLD_OUT)
     _require_settings(table, path, fraction, seed)
+    known = set(table["source_sha256"])
+    if unlisted == "leave_out":
+        labels = {source: label for source, label in labels.items() if source in known}
+        is_paired = set(table["pairing"]) == {_PAIRINGS[True]}  # rows of unknown source are not listed either
     _require_pairing(table, path, index, is_paired)
     _require_sources(table, path, index, labels)
     held = set(table["source_sha256"][table["part"] == _HELD])
+    trained = known - held
     is_held = np.array([source in held for source in sources])
-    if is_held.all() or not is_held.any():
-        part = "training" if is_held.all() else "hold-out"
+    is_trained = np.array([source in trained for source in sources])
+    if not is_held.any() or not is_trained.any():
+        part = "hold-out" if is_trained.any() else "training"
         raise InputError(f"{path}: no row of {index.index_path} is in the {part} part; use an index with more sources")
-    return HoldOut(np.flatnonzero(~is_held), np.flatnonzero(is_held), is_paired, sha256_file(path))
+    return HoldOut(np.flatnonzero(is_trained), np.flatnonzero(is_held), is_paired, sha256_file(path))
+
+
+def write_hold_out(sources: Mapping[str, int], path: Path, *, fraction: float, seed: int) -> None:
+    """Draw a hold-out of sources that several indices share, and write it; see `draw_hold_out`.
+
+    Args:
+        sources: SHA-256 of the source image -> label.
+    """
+    _write(sources, path, fraction, seed, _PAIRINGS[True])
 
 
 def _labels_of(index: ItemIndex, sources: list[str]) -> dict[str, int]:

@@ -1,4 +1,4 @@
-"""Other items from the same pixels, without copies: single frames, static clips, originals mixed with frames."""
+"""Other items from the same pixels, without copies: single frames, other orders, originals mixed with frames."""
 
 from __future__ import annotations
 
@@ -72,20 +72,28 @@ class OneFrame(_View):
         return OneFrame(pixels, self._t)
 
 
-class Static(_View):
-    """Every image as a clip of `num_frames` equal frames."""
+class Reordered(_View):
+    """Chosen frames of each item, in a chosen order: still clips, single frames, shuffled and reversed ones.
 
-    def __init__(self, pixels: Pixels, num_frames: int) -> None:
+    Args:
+        frame_order: int (N, T), of each item the frames it shows, from 0; may repeat.
+    """
+
+    def __init__(self, pixels: Pixels, frame_order: np.ndarray) -> None:
         super().__init__(pixels)
-        if pixels.item_shape[0] != 1:
-            raise ValueError(f"a static clip is made of an image, not of {pixels.item_shape[0]} frames; take OneFrame")
-        self.item_shape = (num_frames, *pixels.item_shape[1:])
+        num_there = pixels.item_shape[0]
+        if frame_order.ndim != 2 or len(frame_order) != len(pixels):
+            raise ValueError(f"frame_order is {frame_order.shape}, expected ({len(pixels)}, T)")
+        if frame_order.size and not 0 <= frame_order.min() <= frame_order.max() < num_there:
+            raise ValueError(f"frame_order must name frames 0..{num_there - 1}")
+        self._order = torch.as_tensor(frame_order, dtype=torch.int64)
+        self.item_shape = (frame_order.shape[1], *pixels.item_shape[1:])
 
     def _frame_index(self, positions: torch.Tensor) -> torch.Tensor:
-        return self._pixels._frame_index(positions).expand(self.item_shape[0], -1)  # (1, B) -> (T, B)
+        return self._pixels._frame_index(positions).gather(0, self._order[positions].T)  # (T, B) -> (T', B)
 
     def _on(self, pixels: Pixels) -> Pixels:
-        return Static(pixels, self.item_shape[0])
+        return Reordered(pixels, self._order.numpy())
 
 
 class Mixed(Pixels):

@@ -15,6 +15,7 @@ import torch
 from utils.artifacts import HISTORY, UPDATES, format_table, write_table
 from utils.checkpoints import ModelDescription
 from utils.curves import write_events
+from utils.devices import device_name
 from utils.errors import InputError, StopRequest
 from utils.files import remove_partial_files
 from utils.history import Position, new_sums
@@ -23,6 +24,7 @@ from utils.runs import flatten
 from utils.sidecar import STATE_FILE
 from utils.training_run import EVENTS_FOLDER
 from utils.training_state import load_checkpoint, save_checkpoint
+from utils.training_time import TrainingClock
 
 log = logging.getLogger(__name__)
 _IDENTITY = ("type", "options", "classes", "input", "seed", "start", "train_input", "trained_on", "selected_on")
@@ -46,6 +48,8 @@ class Saver:
         self._learner, self._position, self._run_dir, self._stop = learner, position, run_dir, stop
         self._run = _identify(description)
         self._saved_s = time.monotonic()
+        if learner.ranks.is_main:
+            self._clock = TrainingClock(run_dir, position.update, device_name(learner.recipe.device))
 
     def losses(self) -> list[float]:
         """Of the updates of the epoch under way, over all processes."""
@@ -60,6 +64,7 @@ class Saver:
         if learner.ranks.is_main:
             state = learner.state() | {"position": position.state(sums, losses), "run": self._run}
             save_checkpoint(self._run_dir, state, best)
+            self._clock.write(position.update)
             if position.step == 0:
                 self.write_tables()
         self._saved_s = time.monotonic()

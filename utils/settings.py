@@ -52,11 +52,14 @@ class HoldOutSettings(Settings):
         fraction: of the sources of each class.
         seed: of the draw; not the run's seed, so that all seeds of an arm share one hold-out.
         file: drawn once and written here, read by every other run; null is `hold_out.csv` beside `output_dir`.
+        unlisted: what becomes of items whose source the file does not list: `refuse` them, or `leave_out`, so that the
+            file says which sources all arms are trained on.
     """
 
     fraction: Annotated[float, Field(gt=0, lt=1)] = 0.1
     seed: NonNegativeInt = 0
     file: Path | None = None
+    unlisted: Literal["refuse", "leave_out"] = "refuse"
 
 
 class TrainingSettings(Settings):
@@ -191,7 +194,8 @@ class TrainingSettings(Settings):
     def protocol_values(self) -> dict[str, Any]:
         """The keys that make the result, but data, seed and machine: what two runs of one comparison must share."""
         values = self.model_dump(mode="json", exclude=set(self.NOT_PROTOCOL))
-        values["hold_out"].pop("file")
+        for key in ("file", "unlisted"):  # which sources there are: data, not protocol
+            values["hold_out"].pop(key)
         return values
 
     @property

@@ -125,11 +125,11 @@ def divide(task: Task, settings: TrainingSettings) -> Division:
     if settings.selection == "val":
         both = (np.arange(len(rows)), task.val, np.arange(len(task.val.rows)))
         return Division(*both, "val", task.train.index.is_paired)
-    options = {"fraction": settings.hold_out.fraction, "seed": settings.hold_out.seed}
+    options = settings.hold_out.model_dump(include={"fraction", "seed", "unlisted"})
     parts = split_hold_out(task.train.index, settings.hold_out_file, **options)
-    is_held = np.isin(rows, parts.held_positions)
+    trained, held = (np.flatnonzero(np.isin(rows, part)) for part in (parts.train_positions, parts.held_positions))
     split = "hold_out" if parts.is_paired else "hold_out_unpaired"
-    sides = (np.flatnonzero(~is_held), task.train, np.flatnonzero(is_held))
+    sides = (trained, task.train, held)
     return Division(*sides, split, parts.is_paired, parts.sha256)
 
 

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 DONE_FILE = "curves.png"  # written last
 EVENTS_FOLDER = "tensorboard"
-RUN_FILES = (DONE_FILE, "history.csv", "updates.csv", EVENTS_FOLDER, BEST_FILE, STATE_FILE, SIDECAR_FILE)
+RUN_FILES = (DONE_FILE, "history.csv", "updates.csv", "training_time.csv", EVENTS_FOLDER)
+RUN_FILES += (BEST_FILE, STATE_FILE, SIDECAR_FILE)
 # Where the data are, and what makes no result.
 _FREE_KEYS = ("data_root", "clips_root", "train_csv", "val_csv", "wnids_file", "weights", "hold_out.file")
 _FREE_KEYS += ("device", "cache", "cache_dir", "checkpoint_every_s", "tensorboard")
@@ -73,6 +74,12 @@ def open_training_run(settings: TrainingSettings, inputs: Mapping[str, Path]) ->
     with StopRequest(on_interrupt=True, is_patient=False) as stop, join_ranks() as ranks:
         finished = ranks.on_main(open_folder)
         yield TrainingRun(settings, finished, opened[0] if opened else None, ranks, stop)
+
+
+def drop_state(run_dir: Path) -> None:
+    """Remove what only resuming needs from a finished run's folder: its best weights and tables stay."""
+    if (run_dir / DONE_FILE).exists():
+        (run_dir / STATE_FILE).unlink(missing_ok=True)
 
 
 def _finished_weights(run: Run) -> Path | None:

@@ -1,17 +1,31 @@
-"""Tables that follow from the measured ones: the paper's figures, hand-computed metrics, and bytes that repeat."""
+"""Tables that follow from the measured ones: the paper's figures, hand-computed metrics, bytes that repeat, edits."""
 
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from synthetic_results import make_results, make_tables
 
-from Model_Evaluation.derived import DERIVED, MEASURED, compute_derived, write_derived
+import Model_Evaluation.figures
+import Model_Evaluation.report
+import Model_Evaluation.statistics
+from Model_Evaluation.consistency import require_consistency
+from Model_Evaluation.derived import (
+    DERIVED,
+    MEASURED,
+    OPTIONAL_DERIVED,
+    compute_derived,
+    format_summary,
+    read_measured,
+    write_derived,
+)
 from Model_Evaluation.evaluation import prediction_rows, probability_rows
-from utils.artifacts import read_table, write_table
+from utils.artifacts import format_table, read_table, write_table
 from utils.errors import InputError
 from utils.indices import ClassInfo
 
@@ -24,8 +38,27 @@ RUN = {
     "test_input": "first_frame:svd",
     "split": "val",
     "selection_split": "val",
+    "num_frames": 1,
     "seed": 0,
 }
+COST = {"num_passes": 1, "num_parameters": 128812810, "nominal_macs": 7_654_000_000, "executed_macs": 7_600_000_000}
+COST |= {"train_s": 12.5, "generation_s_per_item": None}
+SVD = ("3d_svd", "clip:svd", "clip:svd")
+SHUFFLED = ("3d_svd", "clip:svd", "shuffled:svd")
+ORIGINAL = ("2d_original", "original", "original")
+FIRST = ("2d_original", "original", "first_frame:svd")
+
+
+@pytest.fixture(autouse=True)
+def few_resamples(monkeypatch):
+    monkeypatch.setattr(Model_Evaluation.statistics, "NUM_RESAMPLES", 499)
+
+
+@pytest.fixture
+def no_pictures(monkeypatch):
+    """Figures and report are others' tests; here they would be most of the time."""
+    monkeypatch.setattr(Model_Evaluation.figures, "write_figures", lambda tables, folder: None)
+    monkeypatch.setattr(Model_Evaluation.report, "write_report", lambda tables, folder: None)
 
 
 def probabilities_for(pairs: list[tuple[int, int, int]], num_classes: int) -> np.ndarray:
@@ -49,11 +82,11 @@ def measured_tables(runs: dict[str, list[tuple[int, int, int]]], num_classes: in
         tables["predictions"] += prediction_rows(RUN | {"run_id": run_id}, ids, labels, probabilities, classes)
         tables["probabilities"] += probability_rows(run_id, ids, probabilities)
         cost = {"run_id": run_id, "model": "vgg11_bn", "input_shape": "3x224x224"}
-        tables["model_costs"].append(cost | {"num_parameters": 128812810, "nominal_macs": 7_654_000_000})
+        tables["model_costs"].append(cost | COST)
         for repetition, latency in enumerate((2.0, 4.0, 9.0), start=1):
             time = {"run_id": run_id, "device": "cpu", "precision": "fp32", "batch_size": 1}
             tables["inference_times"].append(time | {"repetition": repetition, "batch_latency_ms": latency})
-    return {name: pd.DataFrame(rows) for name, rows in tables.items()}
+    return {name: pd.DataFrame(rows, columns=MEASURED[name].column_names) for name, rows in tables.items()}
 
 
 def write_measured(folder: Path, tables: dict[str, pd.DataFrame]) -> Path:
@@ -82,7 +115,7 @@ def paper_matrices(real_data) -> dict[str, list[list[int]]]:
     return {name: json.loads(path.read_text())["confusion_matrix"] for name, path in files.items()}
 
 
-def test_the_papers_confusion_matrices_give_the_papers_figures(paper_matrices, tmp_path):
+def test_the_papers_confusion_matrices_give_the_papers_figures(paper_matrices, tmp_path, no_pictures):
     assert all(sum(row) == 50 for matrix in paper_matrices.values() for row in matrix)
     top3 = {"model2d": 389, "model3d": 452}
     runs = {name: pairs_of(matrix, top3[name]) for name, matrix in paper_matrices.items()}
@@ -96,7 +129,7 @@ def test_the_papers_confusion_matrices_give_the_papers_figures(paper_matrices, t
     assert macro.loc["model3d"].tolist() == [0.759, 0.758, 0.756]
 
 
-def test_per_class_metrics_equal_the_published_ones(paper_matrices, real_data, tmp_path):
+def test_per_class_metrics_equal_the_published_ones(paper_matrices, real_data):
     runs = {name: pairs_of(matrix, 450) for name, matrix in paper_matrices.items()}
     ours = compute_derived(measured_tables(runs, 10))["per_class_metrics"]
     published = pd.read_csv(real_data / "published_results" / "per_class_metrics.csv")
@@ -128,12 +161,14 @@ def test_latency_is_the_median_and_p95_of_batch_one():
     assert summary["latency_ms_p95"] == pytest.approx(8.5)
 
 
-def test_top3_of_two_classes_is_empty_with_a_note(tmp_path):
+def test_top3_of_two_classes_is_empty_with_a_note(tmp_path, no_pictures):
     write_derived(write_measured(tmp_path, measured_tables({"run": [(0, 0, 1), (1, 0, 2)]}, 2)), tmp_path)
     row = read_table(tmp_path / "summary.csv", DERIVED["summary"]).iloc[0]
     assert pd.isna(row["top3_fraction"])
     assert row["note"] == "top-3 left empty: only 2 classes"
-    assert ",,0." in (tmp_path / "summary.csv").read_text(), "an empty cell, not the text 'nan'"
+    assert pd.isna(row["top3_low"])
+    assert pd.isna(row["top3_high"])
+    assert ",,,,0." in (tmp_path / "summary.csv").read_text(), "an empty cell, not the text 'nan'"
 
 
 def test_equal_probabilities_go_to_the_lower_label():
@@ -142,30 +177,278 @@ def test_equal_probabilities_go_to_the_lower_label():
     assert [(row["predicted_label"], row["true_label_rank"]) for row in rows] == [(0, 1), (0, 3)]
 
 
-def test_derived_tables_and_figures_are_the_same_bytes_again(tmp_path):
-    pairs = [(label, (label + shift) % 4, 1 if shift == 0 else 2) for label in range(4) for shift in (0, 0, 1)]
-    measured = write_measured(tmp_path / "measured", measured_tables({"b": pairs, "a": pairs[::-1]}, 4))
+def files_below(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_derived_tables_figures_and_report_are_the_same_bytes_again(tmp_path):
+    measured = make_results(tmp_path / "measured", {SVD: 0.7, ORIGINAL: 0.5}, seeds=2, num_items=24)
     for name in ("one", "two"):
         write_derived(measured, tmp_path / name)
-    files = sorted(path.relative_to(tmp_path / "one") for path in (tmp_path / "one").rglob("*") if path.is_file())
-    assert {path.suffix for path in files} == {".csv", ".png"}
-    assert len(files) == 3 + 2 + 3
-    assert all((tmp_path / "one" / f).read_bytes() == (tmp_path / "two" / f).read_bytes() for f in files)
-    assert read_table(tmp_path / "one" / "summary.csv", DERIVED["summary"])["run_id"].tolist() == ["b", "a"]
+    one, two = files_below(tmp_path / "one"), files_below(tmp_path / "two")
+    assert one == two
+    assert {f"{name}.csv" for name in DERIVED} | {"report.html"} <= one.keys()
+    assert [name for name in one if name.endswith(".png")]
+    order = ["3d_svd_t3_s0__clip_svd", "3d_svd_t3_s1__clip_svd", "2d_original_t3_s0__original"]
+    assert read_table(tmp_path / "one" / "summary.csv", DERIVED["summary"])["run_id"].tolist()[:3] == order
 
 
-def test_a_contradicting_prediction_is_named(tmp_path):
-    tables = measured_tables({"run": [(0, 0, 1), (1, 1, 1), (2, 2, 1)]}, 3)
-    tables["predictions"].loc[1, "predicted_label"] = 2
-    with pytest.raises(InputError, match=r"predictions.csv line 3: true_label_rank 1 contradicts predicted_label"):
-        write_derived(write_measured(tmp_path, tables), tmp_path)
+def test_the_summary_is_written_last(tmp_path, monkeypatch):
+    results = make_results(tmp_path, {ORIGINAL: 0.5}, seeds=1, num_items=12)
+    monkeypatch.setattr(Model_Evaluation.figures, "write_figures", lambda tables, folder: None)
+
+    def check(tables: dict[str, pd.DataFrame], folder: Path) -> None:
+        assert tables.keys() == MEASURED.keys() | DERIVED.keys()
+        assert {path.stem for path in folder.glob("*.csv")} == tables.keys() - {"summary"}
+        (folder / "seen").touch()
+
+    monkeypatch.setattr(Model_Evaluation.report, "write_report", check)
+    write_derived(results, results)
+    assert {"seen", "summary.csv"} <= {path.name for path in results.iterdir()}
+
+
+def test_written_tables_are_read_again_as_they_were_computed(tmp_path, no_pictures):
+    results = make_results(tmp_path, {SVD: 0.7, SHUFFLED: 0.5, ORIGINAL: 0.5}, num_items=40, with_end_to_end=True)
+    write_derived(results, results)
+    computed = compute_derived(read_measured(results))
+    for name, table in (DERIVED | OPTIONAL_DERIVED).items():
+        written = read_table(results / f"{name}.csv", table)
+        assert written.dtypes.tolist() == computed[name].dtypes.tolist(), name
+        assert (
+            (results / f"{name}.csv").read_text() == format_table(written, table) == format_table(computed[name], table)
+        )
+
+
+def test_new_columns_of_the_summary(tmp_path):
+    row = compute_derived(make_tables(tmp_path, {SVD: 0.7}, seeds=1, num_items=50))["summary"].iloc[0]
+    assert (row["source"], row["num_passes"], row["num_frames"]) == ("measured", 1, 3)
+    assert (row["top1_low"], row["top1_high"]) == pytest.approx((0.5625, 0.8090), abs=5e-5), "Wilson of 35 of 50"
+    assert row["top3_low"] < row["top3_fraction"] < row["top3_high"]
+    assert (row["nominal_gmacs"], row["executed_gmacs"]) == (67.637, 30.1)
+    assert (row["train_s"], row["generation_s_per_item"]) == (600.0, 2.5)
+    assert row["items_per_s"] == pytest.approx(8 / 0.0105), "the better batch size, at its median"
+    assert 0.5 < row["macro_auc"] < 1
+    assert 0 < row["calibration_error"] < 1
+
+
+def test_calibration_counts_every_item_once(tmp_path):
+    derived = compute_derived(make_tables(tmp_path, {ORIGINAL: 0.7}, seeds=2, num_items=50))
+    assert (
+        derived["calibration"].groupby("run_id")["num_items"].agg(["sum", "size"]).to_numpy().tolist() == [[50, 15]] * 2
+    )
+    for _, rows in derived["calibration"].groupby("run_id"):
+        right = (rows["num_items"] * rows["top1_fraction"]).sum()
+        assert right == pytest.approx(35)
+
+
+def test_latency_by_batch_size(tmp_path):
+    rows = compute_derived(make_tables(tmp_path, {ORIGINAL: 0.5}, seeds=1, num_items=8))["latency"].to_dict("records")
+    assert [(row["batch_size"], row["num_repetitions"]) for row in rows] == [(1, 3), (8, 3)]
+    assert rows[0]["latency_ms_p50"] == 2.5
+    assert rows[0]["latency_ms_p95"] == pytest.approx(2.5 + 0.9 * 1.5)
+    assert rows[0]["items_per_s"] == pytest.approx(400)
+    assert rows[0]["first_batch_share"] == pytest.approx(2.0 / 8.5)
+
+
+def test_end_to_end_stages_and_their_shares(tmp_path):
+    options = {"seeds": 1, "num_items": 8}
+    rows = compute_derived(make_tables(tmp_path, {SVD: 0.5}, with_end_to_end=True, **options))["end_to_end"]
+    assert rows["stage"].tolist() == ["read", "generate", "classify", "total"]
+    assert rows["stage_ms_p50"].tolist() == [2.0, 160.0, 18.0, 180.0]
+    assert rows["share_of_total"].tolist() == pytest.approx([1 / 90, 80 / 90, 0.1, 1])
+    assert "end_to_end" not in compute_derived(make_tables(tmp_path / "none", {SVD: 0.5}, **options))
+
+
+def test_end_to_end_without_a_total_is_refused(tmp_path):
+    path = make_results(tmp_path, {SVD: 0.5}, seeds=1, num_items=8, with_end_to_end=True) / "end_to_end_times.csv"
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(line for line in lines if ",2,total," not in line))
+    with pytest.raises(InputError, match=r"end_to_end_times.csv line 6: .*repetition 2 has no stage 'total'"):
+        read_measured(tmp_path)
+
+
+def test_checkpoints_that_say_nothing_of_their_protocol(tmp_path, no_pictures):
+    quiet = {arm: {"": ""} for arm in ("3d_svd", "2d_original")}
+    results = make_results(tmp_path, {SVD: 0.9, ORIGINAL: 0.4}, protocol_values=quiet)
+    assert (results / "protocol_values.csv").read_text() == "run_id,key,value\n"
+    write_derived(results, results)
+    row = read_table(results / "comparisons.csv", DERIVED["comparisons"]).iloc[0]
+    assert (row["differs_in"], row["outcome"]) == ("protocol unknown", "undecided")
+
+
+def test_the_terminal_shows_the_table_and_what_is_answered(tmp_path, no_pictures):
+    results = make_results(tmp_path, {ORIGINAL: 0.8, FIRST: 0.3})
+    write_derived(results, results)
+    lines = format_summary(results).splitlines()
+    assert lines[3].split() == ["2d_original_t3_s0__original", "original", "0.800", *lines[3].split()[3:]]
+    assert lines[3].endswith("128.8 M     7.654 G  2.50 ms")
+    answers = [line for line in lines if "?" in line]
+    assert len(answers) == 1, "what was not measured is not listed"
+    assert answers[0].startswith(
+        "Do generated first frames cost the 2-D network accuracy? Yes: 2d_original on original 80"
+    )
+    assert lines[-1] == f"report:  {results}/report.html"
+
+
+EDITS = {
+    **{name: ("x", name) for name in ("protocol", "arm", "model", "start_weights", "train_input", "test_input")},
+    **{name: ("x", name) for name in ("split", "selection_split", "item_id", "class_name", "wnid")},
+    **{name: ("x", name) for name in ("predicted_class_name", "predicted_wnid")},
+    **{name: ("7", name) for name in ("num_frames", "seed", "true_label_rank")},
+    "run_id": ("x", "run"),
+    "label": ("+1", "class_name"),  # the row then says two things: its name is that of another class
+    "predicted_label": ("+1", "predicted_class_name"),
+    "prob_true": ("0.123456", "prob_true"),
+}
+
+
+@pytest.mark.parametrize("column", MEASURED["predictions"].column_names)
+def test_one_edited_prediction_is_refused_by_name(tmp_path, column):
+    results = make_results(tmp_path, {SVD: 0.7, ORIGINAL: 0.5}, seeds=2, num_items=20)
+    value, named = EDITS[column]
+    for line in (2, 9, 47, 81):
+        path = results / "predictions.csv"
+        rows = read_table(path, MEASURED["predictions"]).astype(object)
+        rows.loc[line, column] = (rows.loc[line, column] + 1) % 4 if value == "+1" else value
+        content = path.read_bytes()
+        write_table(rows, path, MEASURED["predictions"])
+        with pytest.raises(InputError, match=rf"predictions.csv line {line}\b") as error:
+            read_measured(results)
+        assert named in str(error.value)
+        path.write_bytes(content)
+    assert len(read_measured(results)["predictions"]) == 80
+
+
+@pytest.mark.parametrize("column", ["label", "predicted_label"])
+def test_an_answer_edited_with_its_names_is_refused(tmp_path, column):
+    results = make_results(tmp_path, {ORIGINAL: 0.5}, seeds=1, num_items=20)
+    rows = read_table(results / "predictions.csv", MEASURED["predictions"]).astype(object)
+    prefix = "predicted_" if column.startswith("predicted") else ""
+    other = rows.index[rows[column] != rows.loc[5, column]][0]
+    for name in (column, f"{prefix}class_name", f"{prefix}wnid"):
+        rows.loc[5, name] = rows.loc[other, name]
+    write_table(rows, results / "predictions.csv", MEASURED["predictions"])
+    with pytest.raises(InputError, match=r"predictions.csv line 5: column '(predicted_label|true_label_rank)' is"):
+        read_measured(results)
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "message"),
+    [
+        ("run_id", "x", r"probabilities.csv line 9: column 'run_id' is 'x', but predictions.csv has no such run"),
+        ("item_id", "x", r"probabilities.csv line 9: column 'item_id' is 'x', but run .* has no such prediction"),
+        ("label", 9, r"probabilities.csv: item .* has no row for label"),
+        ("probability", 0.9, r"probabilities.csv lines 6 to 9: column 'probability' of item .* sums to"),
+    ],
+)
+def test_one_edited_probability_is_refused_by_name(tmp_path, column, value, message):
+    results = make_results(tmp_path, {ORIGINAL: 0.5}, seeds=1, num_items=20)
+    rows = read_table(results / "probabilities.csv", MEASURED["probabilities"]).astype(object)
+    rows.loc[9, column] = value
+    write_table(rows, results / "probabilities.csv", MEASURED["probabilities"])
+    with pytest.raises(InputError, match=message):
+        read_measured(results)
+
+
+def test_two_swapped_probabilities_are_refused_by_name(tmp_path):
+    results = make_results(tmp_path, {ORIGINAL: 1.0}, seeds=1, num_items=20)
+    rows = read_table(results / "probabilities.csv", MEASURED["probabilities"])
+    rows.loc[[6, 7], "probability"] = rows.loc[[7, 6], "probability"].to_numpy()  # item 1, whose label is 1
+    write_table(rows, results / "probabilities.csv", MEASURED["probabilities"])
+    with pytest.raises(InputError, match=r"predictions.csv line 3: column 'predicted_label' is 1, but .* gives 0"):
+        read_measured(results)
+
+
+def test_ties_at_six_digits_are_taken_either_way(tmp_path):
+    classes = tuple(ClassInfo(label, f"class {label}", f"n{label}") for label in range(3))
+    close = np.array([[0.4, 0.4 + 1e-9, 0.2 - 1e-9], [0.4, 0.4, 0.2], [0.3, 0.3, 0.4]])
+    rows = prediction_rows(RUN | {"run_id": "run"}, ["a", "b", "c"], np.array([0, 1, 1]), close, classes)
+    assert [row["predicted_label"] for row in rows] == [1, 0, 2], "the tables cannot show why the first is 1"
+    tables = measured_tables({"run": [(0, 0, 1)] * 3}, 3)
+    tables["predictions"] = pd.DataFrame(rows)
+    tables["probabilities"] = pd.DataFrame(probability_rows("run", ["a", "b", "c"], close))
+    write_measured(tmp_path, tables)
+    assert read_measured(tmp_path)["predictions"]["true_label_rank"].tolist() == [2, 2, 3]
+
+
+def test_one_item_with_two_labels_is_named(tmp_path):
+    one = make_tables(tmp_path / "one", {ORIGINAL: 0.5}, seeds=3, num_items=20)
+    two = make_tables(tmp_path / "two", {SVD: 0.5}, seeds=1, num_items=20)
+    for name in ("predictions", "probabilities"):  # other items, under the names of the first ones
+        two[name]["item_id"] = two[name]["item_id"].map(lambda item: f"{(int(item, 16) + 1) % 20:064x}")
+    both = {name: pd.concat([one[name], two[name]], ignore_index=True) for name in MEASURED}
+    write_measured(tmp_path, both)
+    with pytest.raises(InputError, match=r"predictions.csv line 62: column 'label' is 0, but 1 in other rows of item"):
+        read_measured(tmp_path)
+
+
+def test_classes_without_names_beside_named_ones_are_no_contradiction(tmp_path):
+    one = make_tables(tmp_path / "one", {ORIGINAL: 0.5}, seeds=1, num_items=8)
+    two = make_tables(tmp_path / "two", {SVD: 0.5}, seeds=1, num_items=8)
+    for prefix in ("", "predicted_"):
+        two["predictions"][f"{prefix}class_name"] = two["predictions"][f"{prefix}label"].astype(str)
+        two["predictions"][f"{prefix}wnid"] = ""
+    write_measured(tmp_path, {name: pd.concat([one[name], two[name]]) for name in MEASURED})
+    assert len(read_measured(tmp_path)["predictions"]) == 16
+    names = compute_derived(read_measured(tmp_path))["confusion_flat"].drop_duplicates(["run_id", "label"])
+    assert names["class_name"].tolist() == ["class 0", "class 1", "class 2", "class 3", "0", "1", "2", "3"]
 
 
 def test_a_table_of_another_run_is_named(tmp_path):
     tables = measured_tables({"one": [(0, 0, 1)], "two": [(1, 1, 1)]}, 3)
-    tables["model_costs"] = tables["model_costs"].iloc[:1]
-    with pytest.raises(InputError, match=r"model_costs.csv: run 'two' of predictions.csv is missing"):
-        write_derived(write_measured(tmp_path, tables), tmp_path)
+    short = tables | {"model_costs": tables["model_costs"].iloc[:1]}
+    with pytest.raises(InputError, match=r"model_costs.csv: run 'two' \(predictions.csv line 3\) is missing"):
+        read_measured(write_measured(tmp_path, short))
+    strange = tables["inference_times"].replace({"run_id": {"two": "three"}})
+    with pytest.raises(InputError, match=r"inference_times.csv line 5: column 'run_id' is 'three', but"):
+        read_measured(write_measured(tmp_path, tables | {"inference_times": strange}))
+    model = tables["model_costs"].assign(model=["vgg11_bn", "vgg11_bn_3d"])
+    with pytest.raises(InputError, match=r"model_costs.csv line 3: column 'model' is 'vgg11_bn_3d', but 'vgg11_bn'"):
+        read_measured(write_measured(tmp_path, tables | {"model_costs": model}))
+
+
+def test_one_edited_learning_rate_is_refused_by_name(tmp_path):
+    results = make_results(tmp_path, {SVD: 0.7, SHUFFLED: 0.5, ORIGINAL: 0.5}, num_items=12)
+    path = results / "protocol_values.csv"
+    text = path.read_text()
+    for run_id in ("3d_svd_t3_s1__shuffled_svd", "2d_original_t3_s2__original"):
+        path.write_text(text.replace(f"{run_id},lr,0.001", f"{run_id},lr,0.01"))
+        line = text[: text.index(f"{run_id},lr,")].count("\n") + 1
+        arm = run_id.split("_t3")[0]
+        expected = f"protocol_values.csv line {line}: 'lr' is '0.01', but '0.001' in other runs of arm '{arm}'"
+        with pytest.raises(InputError, match=expected):
+            read_measured(results)
+
+
+def test_seeds_of_a_free_protocol_may_differ(tmp_path):
+    custom = {"2d_original": {"protocol": "custom"}}
+    path = make_results(tmp_path, {ORIGINAL: 0.5}, seeds=2, num_items=12, columns=custom) / "protocol_values.csv"
+    path.write_text(path.read_text().replace("s0__original,lr,0.001", "s0__original,lr,0.01"))
+    assert read_measured(tmp_path)["protocol_values"]["value"].tolist()[0] == "0.01"
+
+
+@pytest.mark.exhaustive
+def test_ten_thousand_items_of_two_hundred_classes_are_checked_in_seconds():
+    num_items, num_classes = 10_000, 200
+    rng = np.random.default_rng(0)
+    probabilities = rng.dirichlet(np.full(num_classes, 0.05), num_items)
+    probabilities = np.array([float(f"{value:.6g}") for value in probabilities.ravel()]).reshape(probabilities.shape)
+    labels = rng.integers(0, num_classes, num_items)
+    classes = tuple(ClassInfo(label, f"class {label}", f"n{label}") for label in range(num_classes))
+    ids = [f"{number:064x}" for number in range(num_items)]
+    tables = measured_tables({"run": [(0, 0, 1)]}, num_classes)
+    tables["predictions"] = pd.DataFrame(prediction_rows(RUN | {"run_id": "run"}, ids, labels, probabilities, classes))
+    tables["probabilities"] = pd.DataFrame(
+        {
+            "run_id": "run",
+            "item_id": np.repeat(ids, num_classes),
+            "label": np.tile(np.arange(num_classes), num_items),
+            "probability": probabilities.ravel(),
+        }
+    )
+    start_s = time.perf_counter()
+    require_consistency(tables, Path("results"))
+    assert time.perf_counter() - start_s < 30
 
 
 def test_names_with_commas_quotes_and_na_survive(tmp_path):

@@ -15,7 +15,6 @@ from torch import nn
 import utils.files
 from Baseline_VGG.vgg_baseline import build_vgg11
 from Inflated_3D_VGG.vgg_inflated import build_vgg11_3d
-from Model_Evaluation.costs import measure_latency
 from Model_Evaluation.derived import DERIVED, MEASURED, write_derived
 from Model_Evaluation.settings import EvaluationSettings
 from utils.artifacts import read_table
@@ -25,7 +24,6 @@ from utils.config import build_settings
 from utils.errors import InputError
 from utils.images import read_rgb_image
 from utils.indices import ClassInfo
-from utils.learner import build_recipe
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
 
@@ -138,12 +136,12 @@ def test_every_probability_is_the_networks_own(world, results):
 
 def test_every_row_says_on_what(results):
     columns = ["run_id", "protocol", "arm", "model", "start_weights", "train_input", "test_input", "split"]
-    columns += ["selection_split", "seed"]
+    columns += ["selection_split", "num_frames", "seed"]
     rows = read_table(results / "predictions.csv", MEASURED["predictions"])[columns].drop_duplicates()
     assert rows.to_numpy().tolist() == [
-        ["2d", "custom", "2d_original", "vgg11_bn", "random", "original", "original", "val", "val", 4],
-        ["ff", "custom", "2d_original", "vgg11_bn", "random", "original", "first_frame:static", "val", "val", 4],
-        ["3d", "custom", "3d_static", "vgg11_bn_3d", "random", "clip:static", "clip:static", "val", "val", 4],
+        ["2d", "custom", "2d_original", "vgg11_bn", "random", "original", "original", "val", "val", 1, 4],
+        ["ff", "custom", "2d_original", "vgg11_bn", "random", "original", "first_frame:static", "val", "val", 1, 4],
+        ["3d", "custom", "3d_static", "vgg11_bn_3d", "random", "clip:static", "clip:static", "val", "val", 3, 4],
     ]
 
 
@@ -259,26 +257,6 @@ def test_contradictions_are_named_before_anything_runs(world, tmp_path, changes,
     with pytest.raises(InputError, match=problem):
         run(build_settings(EvaluationSettings, raw, "test"))
     assert not list((tmp_path / "run").glob("*.csv"))
-
-
-class CountedNetwork(nn.Module):
-    """Counts its passes."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.calls = 0
-
-    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        self.calls += 1
-        return inputs
-
-
-def test_warm_up_is_run_and_left_out():
-    network = CountedNetwork()
-    latencies = measure_latency(network, torch.zeros(1), build_recipe("cpu", "fp32"), warmup=3, repetitions=5)
-    assert network.calls == 8
-    assert len(latencies) == 5
-    assert all(latency > 0 for latency in latencies)
 
 
 def test_train_and_evaluate_agree(world, tmp_path):

@@ -24,7 +24,10 @@ from Data_Augmentation_SVD.settings import (
 )
 from Data_Sourcing.settings import DemoDatasetSettings, SourcingSettings
 from Inflated_3D_VGG.settings import InflatedSettings
+from Model_Evaluation.published_settings import ImportSettings
 from Model_Evaluation.settings import CostSettings, EvaluationSettings, PrepareSettings
+from Model_Evaluation.study_settings import StudySettings
+from Model_Evaluation.tagged_numbers import CheckReportSettings
 from utils.config import (
     InputPath,
     PositiveFloat,
@@ -55,10 +58,14 @@ SHIPPED = {
     "Data_Sourcing/sourcing_config.yaml": SourcingSettings,
     "Inflated_3D_VGG/demo.yaml": InflatedSettings,
     "Inflated_3D_VGG/train3d_video.yaml": InflatedSettings,
+    "Model_Evaluation/check_report.yaml": CheckReportSettings,
     "Model_Evaluation/demo.yaml": EvaluationSettings,
+    "Model_Evaluation/demo_study.yaml": StudySettings,
     "Model_Evaluation/evaluate.yaml": EvaluationSettings,
+    "Model_Evaluation/import_published.yaml": ImportSettings,
     "Model_Evaluation/model_costs.yaml": CostSettings,
     "Model_Evaluation/prepare_evaluation_data.yaml": PrepareSettings,
+    "Model_Evaluation/study.yaml": StudySettings,
 }
 STAGES = sorted(path.parent for path in PROJECT.glob("*/__init__.py") if path.parent.name not in ("utils", "tests"))
 MAX_ANSWER_S = 1.5

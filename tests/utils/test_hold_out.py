@@ -17,7 +17,7 @@ import utils.hold_out
 from utils.artifacts import HOLD_OUT, read_table
 from utils.errors import InputError
 from utils.files import sha256_file
-from utils.hold_out import HoldOut, draw_hold_out, source_ids, split_hold_out
+from utils.hold_out import HoldOut, draw_hold_out, split_hold_out, write_hold_out
 from utils.indices import ItemIndex, classes_of, read_clip_index, read_image_index
 
 COUNTS = {0: 20, 1: 13, 2: 2}  # sources a class
@@ -61,7 +61,7 @@ def clip_index(counts: dict[int, int] = COUNTS, *, clips_an_image: int = 3, know
 def held_ids(index: ItemIndex, parts: HoldOut) -> set[str]:
     """The sources that are held out, once no source was found on both sides and every row on one."""
     assert sorted([*parts.train_positions, *parts.held_positions]) == list(range(len(index)))
-    ids = source_ids(index)[0]
+    ids = index.source_ids
     held, trained = ({ids[i] for i in part} for part in (parts.held_positions, parts.train_positions))
     assert not held & trained
     return held
@@ -154,7 +154,7 @@ def test_an_index_may_lack_sources(tmp_path):
     """The published clips cover 4,935 of 5,000 images."""
     held = held_ids(image_index(), split_hold_out(image_index(), tmp_path / "hold_out.csv", **RULE))
     fewer = clip_index({0: 15, 1: 13})
-    expected = {source for source in held if source in set(source_ids(fewer)[0])}
+    expected = {source for source in held if source in set(fewer.source_ids)}
     assert held_ids(fewer, split_hold_out(fewer, tmp_path / "hold_out.csv", **RULE)) == expected
 
 
@@ -170,7 +170,7 @@ def test_clips_of_unknown_source_are_held_out_by_clip(tmp_path):
 def test_one_clip_of_unknown_source_makes_the_run_unpaired(tmp_path):
     clips = clip_index()
     clips.table.loc[0, "source_sha256"] = ""
-    ids, is_paired = source_ids(clips)
+    ids, is_paired = clips.source_ids, clips.is_paired
     assert not is_paired
     assert ids[:2] == ["0_0_0.mp4", sha(0, 1)]
     parts = split_hold_out(clips, tmp_path / "hold_out.csv", **RULE)
@@ -180,12 +180,12 @@ def test_one_clip_of_unknown_source_makes_the_run_unpaired(tmp_path):
 
 def test_ids_of_indices_on_disk(tmp_path):
     images = read_image_index(write_image_set(tmp_path / "images") / "train.csv")
-    assert source_ids(images) == (images.table["sha256"].tolist(), True)
+    assert (images.source_ids, images.is_paired) == (images.table["sha256"].tolist(), True)
     for published in (False, True):
         root = write_clip_set(tmp_path / f"clips{published}", published=published)
         clips = read_clip_index(root / "train.csv", root / "train")
         column = "video_path" if published else "source_sha256"
-        assert source_ids(clips) == (clips.table[column].tolist(), not published)
+        assert (clips.source_ids, clips.is_paired) == (clips.table[column].tolist(), not published)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -270,6 +270,29 @@ def test_a_fraction_of_many_digits_is_the_same_when_read_again(tmp_path):
     rule = {"fraction": 1 / 3, "seed": 0}
     first = split_hold_out(image_index(), tmp_path / "hold_out.csv", **rule)
     assert split_hold_out(image_index(), tmp_path / "hold_out.csv", **rule).sha256 == first.sha256
+
+
+def test_sources_that_are_not_listed_are_left_out_of_both_parts(tmp_path):
+    path = tmp_path / "hold_out.csv"
+    everything = image_index({0: 20, 1: 14})
+    ids = everything.source_ids
+    listed = dict(zip(ids[::2], everything.labels[::2], strict=True))
+    write_hold_out(listed, path, **RULE)
+    parts = split_hold_out(everything, path, **RULE, unlisted="leave_out")
+    kept = sorted([*parts.train_positions, *parts.held_positions])
+    assert kept == list(range(0, len(everything), 2)), "each listed row once, no other"
+    assert parts.is_paired and {ids[row] for row in parts.held_positions} == draw_hold_out(listed, **RULE)
+    with pytest.raises(InputError, match="sources are not in it"):
+        split_hold_out(everything, path, **RULE)
+
+
+def test_clips_of_unknown_source_are_left_out_where_the_file_is_paired(tmp_path):
+    path, clips = tmp_path / "hold_out.csv", clip_index()
+    write_hold_out(dict(zip(clips.source_ids, clips.labels, strict=True)), path, **RULE)
+    clips.table.loc[0, "source_sha256"] = ""
+    parts = split_hold_out(clips, path, **RULE, unlisted="leave_out")
+    assert parts.is_paired and 0 not in {*parts.train_positions, *parts.held_positions}
+    assert len(parts.train_positions) + len(parts.held_positions) == len(clips) - 1
 
 
 def test_another_data_set_is_refused(drawn):

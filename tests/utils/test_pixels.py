@@ -12,7 +12,7 @@ import torch
 from utils import pixels as pixels_module
 from utils.errors import Terminated
 from utils.loading import num_usable_cores
-from utils.pixel_views import AllFrames, Mixed, OneFrame, Static
+from utils.pixel_views import AllFrames, Mixed, OneFrame, Reordered
 from utils.pixels import CachedPixels, DecodedPixels, Pixels, ResidentPixels, to_device
 
 NUM_CLIPS, NUM_FRAMES, HEIGHT, WIDTH = 7, 3, 6, 10
@@ -136,10 +136,25 @@ def views() -> dict:
         "all frames": (clips, AllFrames, frames),
         "first frame": (clips, lambda pixels: OneFrame(pixels, 0), clips[:, :1]),
         "last frame": (clips, lambda pixels: OneFrame(pixels, 2), clips[:, 2:]),
-        "static image": (images, lambda pixels: Static(pixels, 3), images.repeat(3, axis=1)),
-        "static frame": (clips, lambda pixels: Static(OneFrame(pixels, 1), 5), clips[:, 1:2].repeat(5, axis=1)),
-        "static of all": (clips, lambda pixels: Static(AllFrames(pixels), 2), frames.repeat(2, axis=1)),
+        "static image": (images, lambda pixels: Reordered(pixels, same(0, 3, 5)), images.repeat(3, axis=1)),
+        "static frame": (clips, lambda pixels: Reordered(pixels, same(1, 5)), clips[:, 1:2].repeat(5, axis=1)),
+        "static of one": (clips, lambda p: Reordered(OneFrame(p, 1), same(0, 2)), clips[:, 1:2].repeat(2, axis=1)),
+        "static of all": (clips, lambda p: Reordered(AllFrames(p), same(0, 2, 21)), frames.repeat(2, axis=1)),
+        "own orders": (clips, lambda pixels: Reordered(pixels, OWN_ORDERS), own_orders(clips)),
     }
+
+
+OWN_ORDERS = np.array([[0, 1, 2], [2, 1, 0], [1, 1, 0], [0, 2, 1], [2, 0, 1], [1, 0, 2], [1, 2, 0]])
+
+
+def own_orders(clips: np.ndarray) -> np.ndarray:
+    """Each clip's frames by its row of `OWN_ORDERS`."""
+    return np.stack([clip[order] for clip, order in zip(clips, OWN_ORDERS, strict=True)])
+
+
+def same(frame: int, num_frames: int, num_items: int = NUM_CLIPS) -> np.ndarray:
+    """One frame, repeated, of each item."""
+    return np.full((num_items, num_frames), frame)
 
 
 @pytest.mark.parametrize("store", STORES)
@@ -162,8 +177,10 @@ def test_views_of_what_is_not_there_are_refused():
     pixels = CachedPixels(values_of())
     with pytest.raises(ValueError, match=r"t must be in 0\.\.2, not 3"):
         OneFrame(pixels, 3)
-    with pytest.raises(ValueError, match="made of an image, not of 3 frames"):
-        Static(pixels, 3)
+    with pytest.raises(ValueError, match=r"must name frames 0\.\.2"):
+        Reordered(pixels, same(3, 2))
+    with pytest.raises(ValueError, match=r"frame_order is \(6, 2\), expected \(7, T\)"):
+        Reordered(pixels, same(0, 2, 6))
 
 
 CLIP_OF_ITEM = [np.array([0, 1]), np.array([], dtype=np.int64), np.array([2]), np.array([3, 4, 5, 6])]
@@ -231,7 +248,7 @@ def test_mixing_what_does_not_fit_is_refused():
     with pytest.raises(ValueError, match="3 entries for 4 originals"):
         Mixed(images, clips, [np.array([0])] * 3, 0.5)
     with pytest.raises(TypeError, match="build views below Mixed"):
-        Static(Mixed(images, clips, [np.array([0])] * 4, 0.5), 3).gather([0])
+        Reordered(Mixed(images, clips, [np.array([0])] * 4, 0.5), same(0, 3, 4)).gather([0])
 
 
 @pytest.fixture

@@ -33,7 +33,7 @@ from utils.training import evaluate
 from utils.training_state import load_checkpoint
 
 RUN_FILES = {"config.yaml", "environment.json", "history.csv", "updates.csv", "checkpoint.json", "last.pt"}
-RUN_FILES |= {"model_best.safetensors", "curves.png"}
+RUN_FILES |= {"model_best.safetensors", "curves.png", "training_time.csv"}
 
 
 @pytest.fixture(scope="module")

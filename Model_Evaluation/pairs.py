@@ -1,0 +1,166 @@
+"""Which entries are compared, and what a pair differs in beyond what its arms are about."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+from typing import Any
+
+from Model_Evaluation.scored_runs import Entry, ScoredRun
+
+CLAIM_ARM = "3d_svd"
+CONTROL_ARMS = (
+    *("2d_original", "2d_first_frame", "2d_all_frames", "2d_mix", "2d_tta"),
+    *("3d_static", "3d_camera", "3d_svd_flat"),
+)
+PAPER_ARMS = ("paper_2d", "paper_3d")
+ARM_ORDER = (*CONTROL_ARMS, CLAIM_ARM, *PAPER_ARMS)
+CLAIM, INPUTS, PAPER, ARMS = "claim", "inputs", "paper", "arms"  # families
+# What an arm is about, or what follows from it; the last part of a nested key counts.
+_SUBJECT_KEYS = frozenset({"train_input", "mix_probability", "num_frames"})
+_COMPARED_COLUMNS = ("protocol", "start_weights", "split", "selection_split")
+PROTOCOL_UNKNOWN = "protocol unknown"
+UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two entries to compare: the difference is A - B."""
+
+    family: str
+    a: Entry
+    b: Entry
+
+    @property
+    def comparison_id(self) -> str:
+        """Stable text of both entries."""
+        return f"{self.a.entry_id} vs {self.b.entry_id}"
+
+
+def is_own_input(entry: Entry) -> bool:
+    """Whether the entry is scored on the kind of input its runs were trained for; views of it count as it."""
+    train_input, test_input = entry.columns["train_input"], entry.columns["test_input"]
+    if train_input.startswith("mix:"):
+        train_input = "original"
+    if test_input.startswith("tta_") and entry.columns["arm"] == "2d_tta":
+        test_input = test_input.split(":", 1)[1]
+    return train_input == test_input
+
+
+def select_pairs(entries: list[Entry]) -> list[Pair]:
+    """All pairs to compare, each once, family by family; clips of other lengths only within an arm."""
+    owns = _own_entries(entries)
+    pairs = [*_claim_pairs(entries, owns), *_input_pairs(entries, owns), *_paper_pairs(entries, owns)]
+    ordered = sorted(owns, key=_arm_position)
+    pairs += [Pair(ARMS, a, b) for b, a in itertools.combinations(ordered, 2) if _is_arms_pair(a, b)]
+    kept: dict[frozenset[str], Pair] = {}
+    for pair in pairs:
+        kept.setdefault(frozenset((pair.a.entry_id, pair.b.entry_id)), pair)
+    return list(kept.values())
+
+
+def describe_differences(pair: Pair, seeds: list[int | None]) -> str:
+    """What the runs differ in beyond their arms' subject, as `lr: 0.001 / 0.01`; empty where the pair is matched."""
+    found: dict[str, str] = {}
+    same_weights = _is_other_input(pair.a, pair.b)
+    for name in _COMPARED_COLUMNS:
+        if pair.a.columns[name] != pair.b.columns[name]:
+            found[name] = f"{name}: {pair.a.columns[name]} / {pair.b.columns[name]}"
+    for entry in (pair.a, pair.b) if not same_weights and pair.family != PAPER else ():
+        if not is_own_input(entry) and entry.columns["train_input"] != UNKNOWN:
+            trained, scored = entry.columns["train_input"], entry.columns["test_input"]
+            found[entry.entry_id] = f"test_input: {entry.columns['arm']} trained on {trained}, scored on {scored}"
+    for seed in seeds:
+        for key, text in _protocol_differences(pair.a.runs[seed], pair.b.runs[seed]).items():
+            if not (same_weights and key == PROTOCOL_UNKNOWN):  # the same file does not differ from itself
+                found.setdefault(key, text)
+    return "; ".join(found.values())
+
+
+def _own_entries(entries: list[Entry]) -> list[Entry]:
+    """Each network on the input it was trained for, else on its only one."""
+    groups: dict[tuple[Any, ...], list[Entry]] = {}
+    for entry in entries:
+        groups.setdefault(tuple(_weights_of(entry).values()), []).append(entry)
+    found: list[Entry] = []
+    for group in groups.values():
+        is_only = len({entry.columns["test_input"] for entry in group}) == 1
+        found += [entry for entry in group if is_own_input(entry)] or (group if is_only else [])
+    return found
+
+
+def _weights_of(entry: Entry) -> dict[str, Any]:
+    """What tells trained networks apart: all columns but what they are tested on."""
+    return {name: value for name, value in entry.columns.items() if name != "test_input"}
+
+
+def _claim_pairs(entries: list[Entry], owns: list[Entry]) -> list[Pair]:
+    pairs = []
+    for claim in (own for own in owns if own.columns["arm"] == CLAIM_ARM):
+        controls = [own for own in owns if own.columns["arm"] in CONTROL_ARMS and _comparable(claim, own)]
+        pairs += [Pair(CLAIM, claim, control) for control in sorted(controls, key=_arm_position)]
+        shuffled = [entry for entry in _siblings(claim, entries) if _kind(entry) == "shuffled"]
+        pairs += [Pair(CLAIM, claim, entry) for entry in shuffled]
+    return pairs
+
+
+def _input_pairs(entries: list[Entry], owns: list[Entry]) -> list[Pair]:
+    """Own input against each other one; and the paper's geometry against its first frames, which adds generation."""
+    pairs = []
+    for own in owns:
+        others = _siblings(own, entries)
+        pairs += [Pair(INPUTS, own, other) for other in others]
+        stretched = [entry for entry in others if _kind(entry) == "original_paper_geometry"]
+        first = [entry for entry in others if _kind(entry) == "first_frame"]
+        pairs += [Pair(INPUTS, a, b) for a in stretched for b in first]
+    return pairs
+
+
+def _paper_pairs(entries: list[Entry], owns: list[Entry]) -> list[Pair]:
+    deep = [own for own in owns if own.columns["arm"] == "paper_3d"]
+    flat = [entry for entry in entries if entry.columns["arm"] == "paper_2d"]
+    return [Pair(PAPER, a, b) for a in deep for b in flat]
+
+
+def _is_arms_pair(a: Entry, b: Entry) -> bool:
+    sides = [entry.columns["arm"] in PAPER_ARMS for entry in (a, b)]
+    return not any(sides) and (a.columns["arm"] == b.columns["arm"] or _comparable(a, b))
+
+
+def _comparable(a: Entry, b: Entry) -> bool:
+    """Clips of one length, or one of the two sees single images."""
+    frames = {a.columns["num_frames"], b.columns["num_frames"]}
+    return len(frames) == 1 or 1 in frames
+
+
+def _siblings(own: Entry, entries: list[Entry]) -> list[Entry]:
+    """The same weights on other inputs."""
+    return [entry for entry in entries if _is_other_input(own, entry)]
+
+
+def _is_other_input(a: Entry, b: Entry) -> bool:
+    return _weights_of(a) == _weights_of(b) and a.columns["test_input"] != b.columns["test_input"]
+
+
+def _kind(entry: Entry) -> str:
+    return entry.columns["test_input"].split(":", 1)[0]
+
+
+def _arm_position(entry: Entry) -> tuple[int, int]:
+    arm = entry.columns["arm"]
+    return ARM_ORDER.index(arm) if arm in ARM_ORDER else len(ARM_ORDER), entry.columns["num_frames"]
+
+
+def _protocol_differences(a: ScoredRun, b: ScoredRun) -> dict[str, str]:
+    """Text by key; keys that only one of two different networks has belong to that network."""
+    if not a.protocol_values or not b.protocol_values:
+        return {PROTOCOL_UNKNOWN: PROTOCOL_UNKNOWN}
+    same_network = a.columns["model"] == b.columns["model"]
+    join = set.union if same_network else set.intersection
+    keys = sorted(join(set(a.protocol_values), set(b.protocol_values)))
+    pairs = {key: (a.protocol_values.get(key, "-"), b.protocol_values.get(key, "-")) for key in keys}
+    return {
+        key: f"{key}: {left} / {right}"
+        for key, (left, right) in pairs.items()
+        if left != right and key.rsplit(".", 1)[-1] not in _SUBJECT_KEYS
+    }

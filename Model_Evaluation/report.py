@@ -1,0 +1,256 @@
+"""The report of an evaluation: one self-contained HTML page, every number of which stands in the tables."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from Model_Evaluation import report_sections
+from Model_Evaluation.entries import is_3d, over_seeds, with_entry_id
+from Model_Evaluation.report_page import (
+    DotRow,
+    Field,
+    Pictures,
+    details_html,
+    dots_html,
+    format_interval,
+    format_value,
+    page_html,
+    section_html,
+    table_html,
+)
+from utils.files import write_text
+
+_MOST_PICTURE_BYTES = 3_400_000  # base64 makes a third more of them; the page stays below 5 MB
+_FEW_SEEDS = 3
+_TITLE = "Evaluation report"
+
+_ARM_FIELDS = [
+    Field("Entry", "entry_id"),
+    Field("Trained on", "train_input"),
+    Field("Tested on", "test_input"),
+    Field("Frames", "num_frames", "count"),
+    Field("Seeds", "num_seeds", "count"),
+    Field("Items", "num_items", "count"),
+    Field("Top-1, %", "top1_mean", "percent"),
+    Field("95 % interval", lambda row: format_interval(row, "top1_low", "top1_high", "percent"), "interval"),
+    Field("sd, points", "top1_sd", "size"),
+    Field("Macro F1", "macro_f1_mean", "three"),
+    Field("Majority vote, %", "majority_top1", "percent"),
+]
+_PAIR_FIELDS = [
+    Field("A", "entry_a"),
+    Field("B", "entry_b"),
+    Field("A, %", "top1_a", "percent"),
+    Field("B, %", "top1_b", "percent"),
+    Field("A \u2212 B, points", "difference", "points"),
+    Field("95 % interval", lambda row: format_interval(row, "difference_low", "difference_high", "points"), "interval"),
+    Field("Better", lambda row: {"a": "A", "b": "B"}.get(row["outcome"], "undecided")),
+    Field("p, Holm", "mcnemar_p_holm", "p"),
+    Field("McNemar p", "mcnemar_p", "p"),
+    Field("Only A right", "only_a_right", "count"),
+    Field("Only B right", "only_b_right", "count"),
+    Field("Cohen's h", "cohens_h", "signed"),
+    Field("Detectable, points", "minimal_detectable_difference", "size"),
+    Field("Differ in", "differs_in"),
+]
+_SEED = Field("Seed", lambda row: "all" if pd.isna(row["seed"]) else format_value(row["seed"], "count"))
+
+
+def write_report(tables: dict[str, pd.DataFrame], folder: Path) -> None:
+    """Write `report.html` into `folder`, with the figures that stand in `folder/figures`; equal input, equal bytes.
+
+    Args:
+        tables: measured and derived tables by name; what is missing or empty is left out of the report.
+    """
+    given = {name: frame for name, frame in tables.items() if frame is not None and not frame.empty}
+    runs = ("summary", "per_class_metrics", "confusion_flat", "calibration", "latency", "end_to_end")
+    for name in given.keys() & set(runs):
+        given[name] = with_entry_id(given[name], given.get("arms"))
+    pictures = Pictures(folder / "figures", _MOST_PICTURE_BYTES)
+    sections = [
+        ("Findings", _findings(given)),
+        ("Accuracy", _accuracy(given)),
+        ("Comparisons", _comparisons(given)),
+        ("What to keep in mind", _caveats(given)),
+        *report_sections.all_sections(given, pictures),
+    ]
+    title, header = _header(given)
+    write_text(folder / "report.html", page_html(title, header, sections))
+
+
+def _header(given: dict[str, pd.DataFrame]) -> tuple[str, str]:
+    """The page's title, and the verdict's first row."""
+    if "verdict" not in given:
+        text = "These results hold no comparison that the rule of the verdict could be applied to."
+        return _TITLE, f'<h1>{_TITLE}</h1>\n<p class="lead">{text}</p>'
+    first = given["verdict"].sort_values("position").iloc[0]
+    answer = str(first["answer"]).capitalize()
+    header = (
+        f'<h1>{escape(str(first["question"]))}</h1>\n<p class="headline">{escape(answer)}.</p>\n'
+        f'<div class="lead">{_sentence_html(first)}</div>'
+    )
+    return f"{first['question']} {answer}. {_TITLE}", header
+
+
+def _findings(given: dict[str, pd.DataFrame]) -> str:
+    """The verdict's other rows."""
+    if "verdict" not in given:
+        return ""
+    items = []
+    for row in given["verdict"].sort_values("position").iloc[1:].to_dict("records"):
+        heading = f"{row['question']} {str(row['answer']).capitalize()}."
+        items.append(f"<li><b>{escape(heading)}</b>{_sentence_html(row)}</li>")
+    return section_html("Findings", ['<ul class="findings">\n' + "\n".join(items) + "\n</ul>"] if items else [])
+
+
+def _sentence_html(row: Mapping[str, Any]) -> str:
+    """The row's sentence without the answer in front; several clauses as a list."""
+    answer, sentence = str(row["answer"]), str(row["sentence"])
+    if sentence.lower().startswith(f"{answer.lower()}: "):
+        sentence = sentence[len(answer) + 2 :]
+    first, *others = split_clauses(sentence)
+    if not others:
+        return f"<p>{escape(first)}</p>"
+    return "<ul>" + "".join(f"<li>{escape(clause)}</li>" for clause in (first, *others)) + "</ul>"
+
+
+def split_clauses(sentence: str) -> list[str]:
+    """The parts between semicolons that stand in no bracket."""
+    clauses, depth = [""], 0
+    for part in re.split(r"(; |\(|\))", sentence):
+        depth += (part == "(") - (part == ")")
+        if part == "; " and depth == 0:
+            clauses.append("")
+        else:
+            clauses[-1] += part
+    return clauses
+
+
+def _accuracy(given: dict[str, pd.DataFrame]) -> str:
+    if "arms" not in given:
+        return section_html("Accuracy", [_summary_table(given["summary"])] if "summary" in given else [])
+    arms = given["arms"].to_dict("records")
+    key = (
+        '<p class="key"><span class="first">\u25cf</span> 2-D network, <span class="other">\u25cf</span> 3-D network: '
+        "mean over seeds with its 95 % interval. Small dots are single seeds.</p>"
+    )
+    rows = [_arm_row(arm, given.get("summary")) for arm in arms]
+    table = table_html(
+        "Top-1 of each entry (an arm on one kind of input): mean and standard deviation over seeds", _ARM_FIELDS, arms
+    )
+    return section_html("Accuracy", [key, dots_html(rows, "top-1, %"), table])
+
+
+def _arm_row(arm: Mapping[str, Any], summary: pd.DataFrame | None) -> DotRow:
+    points: tuple[float, ...] = ()
+    if summary is not None and arm["num_seeds"] > 1:
+        points = tuple(100 * summary["top1_fraction"][summary["entry_id"] == arm["entry_id"]].astype(float))
+    text = f"{format_value(arm['top1_mean'], 'percent')} ({format_interval(arm, 'top1_low', 'top1_high', 'percent')})"
+    low, middle, high = (100 * float(arm[f"top1_{name}"]) for name in ("low", "mean", "high"))
+    return DotRow(str(arm["entry_id"]), low, middle, high, text, points, "second" if is_3d(arm["model"]) else "first")
+
+
+def _summary_table(summary: pd.DataFrame) -> str:
+    """For results that hold no predictions, and so no entries."""
+    fields = [
+        Field("Run", "run_id"),
+        Field("Tested on", "test_input"),
+        Field("Items", "num_items", "count"),
+        Field("Top-1, %", "top1_fraction", "percent"),
+        Field("95 % interval", lambda row: format_interval(row, "top1_low", "top1_high", "percent"), "interval"),
+        Field("Top-3, %", "top3_fraction", "percent"),
+        Field("Macro F1", "macro_f1", "three"),
+        Field("Errors", "num_errors", "count"),
+    ]
+    return table_html("Top-1 of each run", fields, summary.to_dict("records"))
+
+
+def _comparisons(given: dict[str, pd.DataFrame]) -> str:
+    """The planned pairs as dots and as a table; all pairs and seeds in a table that can be opened."""
+    if "comparisons" not in given:
+        return ""
+    comparisons = given["comparisons"]
+    planned = over_seeds(comparisons).to_dict("records")
+    parts = []
+    if planned:
+        parts = [
+            '<p class="key">Top-1 of A minus top-1 of B on the same items, with its 95 % interval. A full dot is a '
+            "decided comparison, an open one an undecided one.</p>",
+            dots_html([_pair_row(pair) for pair in planned], "points", with_zero=True),
+            table_html("Planned comparisons, all seeds together", _PAIR_FIELDS, planned, _is_unmatched),
+        ]
+    if len(comparisons) > len(planned):
+        caption = "All comparisons, and each seed by itself"
+        fields = [*_PAIR_FIELDS[:2], _SEED, *_PAIR_FIELDS[2:]]
+        table = table_html(caption, fields, comparisons.to_dict("records"), _is_unmatched)
+        count = format_value(len(comparisons), "count")
+        parts.append(details_html(f"All comparisons, seed by seed ({count} rows)", table))
+    return section_html("Comparisons", parts)
+
+
+def _pair_row(pair: Mapping[str, Any]) -> DotRow:
+    low, middle, high = (100 * float(pair[name]) for name in ("difference_low", "difference", "difference_high"))
+    interval = format_interval(pair, "difference_low", "difference_high", "points")
+    text = f"{format_value(pair['difference'], 'points')} ({interval})"
+    style = "first open" if pair["outcome"] == "undecided" else "first"
+    return DotRow(f"{pair['entry_a']} against {pair['entry_b']}", low, middle, high, text, (), style)
+
+
+def _is_unmatched(pair: Mapping[str, Any]) -> bool:
+    return bool(pair["differs_in"])
+
+
+def _caveats(given: dict[str, pd.DataFrame]) -> str:
+    """What the tables themselves say against reading too much into them."""
+    sentences = [*_pair_caveats(given.get("comparisons")), *_arm_caveats(given.get("arms"))]
+    summary = given.get("summary")
+    if summary is not None and (summary["source"] == "published").any():
+        count = format_value((summary["source"] == "published").sum(), "count")
+        sentences.append(f"Published results: {count} runs were taken from result files, not measured here.")
+    return section_html("What to keep in mind", [f'<p class="note">{escape(text)}</p>' for text in sentences])
+
+
+def _pair_caveats(comparisons: pd.DataFrame | None) -> list[str]:
+    sentences, undecided = [], []
+    for pair in over_seeds(comparisons).to_dict("records"):
+        names = f"{pair['entry_a']} against {pair['entry_b']}"
+        if _is_unmatched(pair):
+            sentences.append(f"Not matched: {names} differ in more than what is compared ({pair['differs_in']}).")
+        if pair["outcome"] == "undecided" and not pd.isna(pair["minimal_detectable_difference"]):
+            undecided.append(f"{format_value(pair['minimal_detectable_difference'], 'size')} points for {names}")
+    if undecided:
+        sentences.append(
+            "Undecided is not equal: with as many items, a difference smaller than this would often go unnoticed: "
+            f"{_listed(undecided)}."
+        )
+    return sentences
+
+
+def _arm_caveats(arms: pd.DataFrame | None) -> list[str]:
+    if arms is None:
+        return []
+    sentences = []
+    if few := arms["entry_id"][arms["num_seeds"] < _FEW_SEEDS].tolist():
+        sentences.append(
+            f"Few seeds: fewer than {_FEW_SEEDS} trainings stand behind {_listed(few)}; "
+            "how much another seed would change is not known well."
+        )
+    if chosen := arms["entry_id"][arms["selection_split"] == arms["split"]].tolist():
+        sentences.append(
+            f"Selected on the reported items: {_listed(chosen)}. The best epoch was chosen on the split that is "
+            "reported, so the accuracy is optimistic."
+        )
+    if arms["num_items"].nunique() > 1:
+        low, high = (format_value(arms["num_items"].agg(name), "count") for name in ("min", "max"))
+        sentences.append(f"Not all entries were scored on the same items: their numbers go from {low} to {high}.")
+    return sentences
+
+
+def _listed(names: list[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"

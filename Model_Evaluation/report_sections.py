@@ -1,0 +1,323 @@
+"""Sections of the report behind the verdict: cost, calibration, classes, pictures, and how it was measured."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from html import escape
+from typing import Any
+
+import pandas as pd
+
+from Model_Evaluation.discordant_sheets import SHEET_FAMILIES, sheet_name
+from Model_Evaluation.entries import over_seeds, own_entry_ids
+from Model_Evaluation.figures import difference_name, mean_shares, pairs_with_figures, safe_name
+from Model_Evaluation.report_page import (
+    Field,
+    Pictures,
+    details_html,
+    format_interval,
+    format_value,
+    section_html,
+    table_html,
+)
+
+_OPEN_DIFFERENCES = 2
+_MOST_CONFUSIONS = 12  # in the report; every run's is in the folder of figures
+_MOST_CLASSES = 30  # in the table of classes of the report; `per_class_metrics.csv` has all
+
+_COSTS = [
+    Field("Entry", "entry_id"),
+    Field("Top-1, %", "top1_fraction", "percent"),
+    Field("Parameters, million", "num_parameters", "millions"),
+    Field("Passes an item", "num_passes", "count"),
+    Field("Nominal GMACs", "nominal_gmacs", "measure"),
+    Field("Executed GMACs", "executed_gmacs", "measure"),
+    Field("Latency p50, batch 1, ms", "latency_ms_median", "measure"),
+    Field("p95, ms", "latency_ms_p95", "measure"),
+    Field("Items a second", "items_per_s", "measure"),
+    Field("Training, s", "train_s", "measure"),
+    Field("Generation of an item, s", "generation_s_per_item", "measure"),
+]
+_LATENCIES = [
+    Field("Entry", "entry_id"),
+    Field("Device", "device"),
+    Field("Precision", "precision"),
+    Field("Batch", "batch_size", "count"),
+    Field("Repetitions", "num_repetitions", "count"),
+    Field("p50, ms", "latency_ms_p50", "measure"),
+    Field("p95, ms", "latency_ms_p95", "measure"),
+    Field("Items a second", "items_per_s", "measure"),
+    Field("First batch's share, %", "first_batch_share", "percent"),
+]
+_STAGES = [
+    Field("Entry", "entry_id"),
+    Field("Generator", "generator"),
+    Field("Device", "device"),
+    Field("Batch", "batch_size", "count"),
+    Field("Stage", "stage"),
+    Field("p50, ms", "stage_ms_p50", "measure"),
+    Field("p95, ms", "stage_ms_p95", "measure"),
+    Field("Share of the total, %", "share_of_total", "percent"),
+]
+_CALIBRATION = [
+    Field("Entry", "entry_id"),
+    Field("Calibration error, %", "calibration_error", "percent"),
+    Field("Negative log-likelihood", "nll", "three"),
+    Field("Macro AUC", "macro_auc", "three"),
+    Field("Top-1, %", "top1_fraction", "percent"),
+    Field("Top-3, %", "top3_fraction", "percent"),
+]
+_CLASSES = [
+    Field("Class", "class_name"),
+    Field("Entry", "entry_id"),
+    Field("Items", "num_items", "count"),
+    Field("Recall, %", "recall", "percent"),
+    Field("95 % interval", lambda row: format_interval(row, "recall_low", "recall_high", "percent"), "interval"),
+    Field("Precision, %", "precision", "percent"),
+    Field("F1", "f1", "three"),
+]
+_GLOSSARY = (
+    ("Arm", "What was trained, on what: a network, its training input and its protocol."),
+    ("Entry", "An arm scored on one kind of input; its trainings differ in nothing but the seed."),
+    ("Top-1", "The share of items whose most probable class is the true one."),
+    (
+        "95 % interval",
+        "The range of values that the data are compatible with. For a difference it is bootstrapped over source "
+        "images, with all seeds and clips of an image kept together.",
+    ),
+    (
+        "McNemar's test",
+        "Looks at the items on which exactly one of two networks is right, and asks how likely a split as uneven "
+        "would be if both were equally good. Holm's correction allows for the number of tests.",
+    ),
+    ("Cohen's h", "The size of a difference between two shares: 0.2 is called small, 0.5 medium, 0.8 large."),
+    ("Detectable difference", "The smallest difference that a test on as many items would find most of the time."),
+    ("Calibration error", "How far the networks' confidence is from their accuracy, averaged over items."),
+    ("MACs", "Multiply-accumulates of one item: nominal as the layers are written, executed as they are computed."),
+    ("p50, p95", "The median, and the time that 95 of 100 passes stay below."),
+)
+
+
+def all_sections(given: dict[str, pd.DataFrame], pictures: Pictures) -> list[tuple[str, str]]:
+    """Heading and HTML of each section, empty where the tables or pictures have nothing for it."""
+    parts = {
+        "Cost": _cost(given, pictures),
+        "From image to answer": _end_to_end(given),
+        "Calibration": _calibration(given, pictures),
+        "Classes": _classes(given, pictures),
+        "Confusion": _confusion(given, pictures),
+        "Where they disagree": [],
+        "Where the networks look": _described(pictures, "grad_cam_*", "Grad-CAM: brighter is more evidence"),
+        "Training": _described(pictures, "curves_*", "Training curves"),
+        "How this was measured": _method(given),
+        "Glossary": _glossary(),
+    }
+    parts["Where they disagree"] = _discordant(given, pictures)  # last: its many photographs take the room that is left
+    if pictures.left_out:
+        names = ", ".join(f"<code>{escape(name)}</code>" for name in pictures.left_out)
+        parts["How this was measured"].append(
+            f'<p class="muted">To keep this page small, figures that stand in the folder of figures only: {names}.</p>'
+        )
+    return [(heading, section_html(heading, html)) for heading, html in parts.items()]
+
+
+def entry_means(summary: pd.DataFrame) -> pd.DataFrame:
+    """One row an entry: the means over its runs of all columns with numbers."""
+    numbers = [name for name in summary.columns if pd.api.types.is_numeric_dtype(summary[name])]
+    means = summary.astype(dict.fromkeys(numbers, "float64")).groupby("entry_id", sort=False)[numbers].mean()
+    return means.reset_index()
+
+
+def describe_confusion(rows: pd.DataFrame) -> str:
+    """How many items are right, and the most frequent mistake."""
+    is_right = rows["label"] == rows["predicted_label"]
+    right, total = rows["num_items"][is_right].sum(), rows["num_items"].sum()
+    text = f"{format_value(right, 'count')} of {format_value(total, 'count')} items are right"
+    wrong = rows[~is_right]
+    if wrong.empty or not (worst := wrong.loc[wrong["num_items"].astype(int).idxmax()])["num_items"]:
+        return f"{text}."
+    count = format_value(worst["num_items"], "count")
+    names = f"{worst['class_name']} taken for {worst['predicted_class_name']}"
+    return f"{text}; the most frequent mistake is {names}, {count} times."
+
+
+def describe_difference(rows_a: pd.DataFrame, rows_b: pd.DataFrame) -> str:
+    """The class that gains and the class that loses most."""
+    shares = mean_shares(rows_a) - mean_shares(rows_b)
+    names = rows_a.drop_duplicates("label").set_index("label")["class_name"]
+    own = pd.Series({label: shares.loc[label, label] for label in shares.index}).fillna(0.0)
+    ends = [f"{names[label]} {format_value(own[label], 'points')} points" for label in (own.idxmax(), own.idxmin())]
+    return f"recall of the classes goes from {ends[1]} to {ends[0]}."
+
+
+def _cost(given: dict[str, pd.DataFrame], pictures: Pictures) -> list[str]:
+    if "summary" not in given:
+        return []
+    rows = entry_means(given["summary"]).to_dict("records")
+    points = "; ".join(
+        f"{row['entry_id']} {format_value(row['top1_fraction'], 'percent')} % at "
+        f"{format_value(row['nominal_gmacs'], 'measure')} nominal GMACs"
+        for row in rows
+    )
+    caption = "Top-1 with its 95 % interval against what it costs. Points of equal cost stand side by side."
+    parts = [
+        pictures.html("accuracy_against_cost", f"Top-1 against cost. {points}.", caption),
+        table_html("Cost of each entry beside its accuracy, averaged over its runs", _COSTS, rows),
+    ]
+    if "latency" in given:
+        times = given["latency"].to_dict("records")
+        table = table_html("Latency of single passes, warm-up excluded, device synchronised", _LATENCIES, times)
+        parts.append(details_html("Latency of every run and batch size", table))
+    return parts
+
+
+def _end_to_end(given: dict[str, pd.DataFrame]) -> list[str]:
+    if "end_to_end" not in given:
+        return []
+    names, numbers = ["entry_id", "generator", "device", "batch_size", "stage"], ["stage_ms_p50", "stage_ms_p95"]
+    groups = given["end_to_end"].groupby(names, sort=False)[[*numbers, "share_of_total"]]
+    caption = "Latency from the image through generation to the answer, stage by stage, averaged over runs"
+    rows = groups.mean().reset_index().to_dict("records")
+    return [table_html(caption, _STAGES, rows, lambda row: row["stage"] == "total")]
+
+
+def _calibration(given: dict[str, pd.DataFrame], pictures: Pictures) -> list[str]:
+    if "summary" not in given or given["summary"][["calibration_error", "nll", "macro_auc"]].isna().all(axis=None):
+        return []
+    rows = entry_means(given["summary"]).to_dict("records")
+    errors = "; ".join(f"{row['entry_id']} {format_value(row['calibration_error'], 'percent')} %" for row in rows)
+    caption = "Share of right items against mean confidence. On the dashed line confidence is accuracy."
+    return [
+        pictures.html("reliability", f"Reliability diagrams. Calibration errors: {errors}.", caption),
+        table_html("Probabilities, averaged over runs", _CALIBRATION, rows),
+    ]
+
+
+def _classes(given: dict[str, pd.DataFrame], pictures: Pictures) -> list[str]:
+    if "per_class_metrics" not in given:
+        return []
+    rows = given["per_class_metrics"]
+    own = rows[rows["entry_id"].isin(own_entry_ids(rows))]
+    names = ["label", "class_name", "entry_id"]
+    numbers = ["num_items", "recall", "recall_low", "recall_high", "precision", "f1"]
+    means = own.astype(dict.fromkeys(numbers, "float64")).groupby(names, sort=False)[numbers].mean().reset_index()
+    ends = [f"{entry_id}: {_range_of(part)}" for entry_id, part in means.groupby("entry_id", sort=False)]
+    caption = "Recall of each class, averaged over seeds, with the mean of the seeds' 95 % intervals (Wilson)."
+    parts = [pictures.html("per_class_recall", f"Recall by class. {'; '.join(ends)}.", caption)]
+    if means["label"].nunique() <= _MOST_CLASSES:
+        ordered = means.sort_values("label", kind="stable").to_dict("records")
+        table = table_html("Classes, entries on their own kind of input, averaged over seeds", _CLASSES, ordered)
+        parts.append(details_html("Numbers of every class", table))
+    return parts
+
+
+def _range_of(classes: pd.DataFrame) -> str:
+    ordered = classes.sort_values("recall", kind="stable")
+    low, high = ordered.iloc[0], ordered.iloc[-1]
+    return " to ".join(f"{row['class_name']} {format_value(row['recall'], 'percent')} %" for row in (low, high))
+
+
+def _confusion(given: dict[str, pd.DataFrame], pictures: Pictures) -> list[str]:
+    """The differences of the planned pairs; of single runs the first of each entry on its own input."""
+    if "confusion_flat" not in given:
+        return []
+    rows = given["confusion_flat"]
+    of_entry = dict(list(rows.groupby("entry_id", sort=False)))
+    differences = []
+    for pair in pairs_with_figures(given.get("comparisons")).to_dict("records"):
+        one, other = pair["entry_a"], pair["entry_b"]
+        if one in of_entry and other in of_entry:
+            alt = f"Confusion of {one} minus {other}: {describe_difference(of_entry[one], of_entry[other])}"
+            caption = f"{one} minus {other}: blue is more often, red more seldom; seeds pooled."
+            differences.append(pictures.html(difference_name(pair["comparison_id"]), alt, caption))
+    own = rows[rows["entry_id"].isin(own_entry_ids(rows))].drop_duplicates("entry_id")["run_id"].tolist()
+    singles = []
+    for run_id in own[:_MOST_CONFUSIONS]:
+        text = describe_confusion(rows[rows["run_id"] == run_id])
+        name = safe_name(f"confusion_{run_id}")
+        singles.append(pictures.html(name, f"Confusion matrix of {run_id}: {text}", f"{run_id}: {text}"))
+    return [
+        *differences[:_OPEN_DIFFERENCES],
+        _folded("Differences of the other pairs", differences[_OPEN_DIFFERENCES:]),
+        _folded("Single runs, one an entry", singles) if differences else "\n".join(singles),
+    ]
+
+
+def _folded(summary: str, figures: list[str]) -> str:
+    figures = [figure for figure in figures if figure]
+    return details_html(summary, "\n".join(figures)) if figures else ""
+
+
+def _discordant(given: dict[str, pd.DataFrame], pictures: Pictures) -> list[str]:
+    parts = []
+    for pair in over_seeds(given.get("comparisons"), SHEET_FAMILIES).to_dict("records"):
+        sides = {"a": (pair["entry_a"], pair["entry_b"]), "b": (pair["entry_b"], pair["entry_a"])}
+        for side, (right, wrong) in sides.items():
+            count = format_value(pair[f"only_{side}_right"], "count")
+            text = f"{right} is right and {wrong} is wrong on {count} items (majority of seeds)."
+            alt = f"Contact sheet with frames, true classes and both answers. {text}"
+            if figure := pictures.html(sheet_name(pair["comparison_id"], side), alt, text):
+                parts.append(details_html(text, figure, is_open=not parts))
+    return parts
+
+
+def _described(pictures: Pictures, pattern: str, what: str) -> list[str]:
+    """Pictures whose text alternative they bring along, or that are called by their name."""
+    parts = []
+    for name in pictures.names(pattern):
+        label = name.split("_", pattern.count("_"))[-1]
+        alt = pictures.description(name) or f"{what}: {label}"
+        parts.append(pictures.html(name, alt, f"{what}: {label}."))
+    return parts
+
+
+def _method(given: dict[str, pd.DataFrame]) -> list[str]:
+    parts = []
+    if "summary" in given:
+        fields = [
+            Field("Entry", "entry_id"),
+            Field("Protocol", "protocol"),
+            Field("Network", "model"),
+            Field("Started from", "start_weights"),
+            Field("Trained on", "train_input"),
+            Field("Tested on", "test_input"),
+            Field("Reported split", "split"),
+            Field("Epoch chosen on", "selection_split"),
+            Field("Items", "num_items", "count"),
+            Field("Classes", "num_classes", "count"),
+        ]
+        rows = given["summary"].drop_duplicates("entry_id").to_dict("records")
+        parts.append(table_html("What was trained and tested on what", fields, rows))
+    if "protocol_values" in given:
+        fields = [Field("Setting", "key"), Field("Value", "value"), Field("Of", "of")]
+        parts.append(table_html("What the protocols set", fields, _protocol_rows(given)))
+    if not parts:
+        return []
+    rule = (
+        "<p>A is called better than B when the 95 % interval of the paired difference excludes 0 and the exact McNemar "
+        "test on the seeds' majority vote has p below 0.05 after Holm's correction.</p>"
+    )
+    return [rule if "comparisons" in given else "", *parts]
+
+
+def _protocol_rows(given: dict[str, pd.DataFrame]) -> list[dict[str, Any]]:
+    """One row a value of a setting, with the arms that have it; `all` where they agree."""
+    values = given["protocol_values"]
+    arms = _arms_of(given)
+    everyone = {arms.get(run_id, run_id) for run_id in values["run_id"]}
+    rows = []
+    for (key, value), part in values.groupby(["key", "value"], sort=True):
+        of = list(dict.fromkeys(arms.get(run_id, run_id) for run_id in part["run_id"]))
+        is_shared = set(of) == everyone and values["value"][values["key"] == key].nunique() == 1
+        rows.append({"key": key, "value": value, "of": "all" if is_shared else ", ".join(of)})
+    return rows
+
+
+def _arms_of(given: dict[str, pd.DataFrame]) -> Mapping[str, str]:
+    runs = given.get("summary")
+    return {} if runs is None else dict(zip(runs["run_id"], runs["arm"], strict=True))
+
+
+def _glossary() -> list[str]:
+    terms = "\n".join(f"<dt>{escape(term)}</dt><dd>{escape(meaning)}</dd>" for term, meaning in _GLOSSARY)
+    return [f"<dl>\n{terms}\n</dl>"]

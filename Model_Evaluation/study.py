@@ -1,0 +1,35 @@
+"""Does motion help? Train and score all arms of a study, compare them, and write tables, a verdict and a report.
+
+python -m Model_Evaluation.study --config Model_Evaluation/study.yaml [--dry-run] [output_dir=DIR seeds=[0] ...]
+
+--dry-run prints the plan (runs, time, disk) and stops. Run the same command again after an interruption: finished arms
+are not redone. Exit code 1: all that could be done is done, but some arms have failed.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from Model_Evaluation.study_settings import StudySettings
+from utils.config import read_settings
+from utils.errors import run_script
+
+
+def main() -> None:
+    """Read the settings, run the study."""
+    arguments = ["dry_run=true" if argument == "--dry-run" else argument for argument in sys.argv[1:]]
+    settings = read_settings(StudySettings, __doc__, Path(__file__).with_name("study.yaml"), arguments)
+    from Model_Evaluation.study_run import ArmsFailed, run_study  # heavy imports come after the config has been read
+
+    try:
+        results = run_study(settings)
+    except ArmsFailed as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+    if results is not None:
+        print(f"report: {results / 'report.html'}")
+
+
+if __name__ == "__main__":
+    run_script(main)
