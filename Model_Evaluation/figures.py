@@ -184,7 +184,8 @@ def _label_matrix(axes: Axes, names: list[str], texts: list[list[str]], dark: np
     axes.set_yticks(range(len(names)), _plain(names), fontsize=8)
     for (row, column), is_dark in np.ndenumerate(dark):
         color = "white" if is_dark else "black"
-        axes.text(column, row, texts[row][column], ha="center", va="center", fontsize=8, color=color)
+        inside = {"in_layout": False, "ha": "center", "va": "center"}  # the layout need not measure what is inside
+        axes.text(column, row, texts[row][column], fontsize=8, color=color, **inside)
 
 
 def _draw_class_panel(axes: Axes, rows: pd.DataFrame, metric: str) -> None:

@@ -12,6 +12,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 from PIL import Image
 
 _STYLE = Path(__file__).with_name("report.css")
@@ -41,7 +42,7 @@ def format_value(value: Any, kind: str) -> str:
 
     `percent`, `points` (signed) and `size` take fractions; the unit stands in the heading.
     """
-    if value is None or value != value or str(value) in ("", "<NA>"):  # NaN differs from itself
+    if pd.isna(value) or (isinstance(value, str) and not value):
         return _MISSING
     return FORMATS[kind](value) if kind == "text" else FORMATS[kind](value).replace("-", "\u2212")
 
