@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+# Protocol values that an arm may be about; what only one of the two networks has cannot be equal anyway.
+SUBJECT_KEYS = frozenset({"train_input", "mix_probability", "num_frames"})
+
 
 @dataclass(frozen=True)
 class Arm:
@@ -61,3 +64,6 @@ ARMS: dict[str, Arm] = {
     ),
     "paper_3d": Arm("the published comparison, 3-D", "inflated", clips="svd", is_paper=True),
 }
+CLAIM_ARM = "3d_svd"
+PAPER_ARMS = tuple(name for name, arm in ARMS.items() if arm.is_paper)
+CONTROL_ARMS = tuple(name for name, arm in ARMS.items() if not arm.is_paper and name != CLAIM_ARM)

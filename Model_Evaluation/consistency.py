@@ -1,7 +1,8 @@
 """Whether the measured tables fit one another: one edited number is refused with its file, line and column.
 
 Predictions follow from probabilities, so every answer, rank and probability of `predictions.csv` is recomputed from
-`probabilities.csv`. The tables hold six significant digits: where classes tie at that precision, either order is taken.
+`probabilities.csv`. The tables hold six significant digits; rounding may make a tie, but turns no order: where classes
+tie, either order is taken.
 """
 
 from __future__ import annotations
@@ -18,7 +19,6 @@ from utils.artifacts import RUN_COLUMNS
 from utils.errors import InputError
 from utils.utils import true_label_ranks
 
-_ROUNDING = 5.001e-6  # of a number written with six significant digits, as a share of it
 _SUM_TOLERANCE = 1e-4
 _COMPLETE = ("predictions", "probabilities", "model_costs")  # have every run; the others may lack some
 _REMEDY = "restore the file or evaluate again"
@@ -195,13 +195,12 @@ def _require_recomputed(rows: pd.DataFrame, probabilities: np.ndarray, path: Pat
         _refuse(rows, name, rows[name] >= num_classes, [f"expected below {num_classes}"] * len(rows), path)
     every = np.arange(len(rows))
     labels, predicted = rows["label"].to_numpy(dtype=np.int64), rows["predicted_label"].to_numpy(dtype=np.int64)
-    lows, highs = probabilities * (1 - _ROUNDING), probabilities * (1 + _ROUNDING)
-    wrong = highs[every, predicted] < lows.max(axis=1)
+    wrong = probabilities[every, predicted] < probabilities.max(axis=1)
     _refuse(rows, "predicted_label", wrong, probabilities.argmax(axis=1), path)
     ranks, true = rows["true_label_rank"].to_numpy(dtype=np.int64), probabilities[every, labels]
     is_other = np.arange(num_classes) != labels[:, None]
-    least = 1 + ((lows > highs[every, labels][:, None]) & is_other).sum(axis=1)
-    most = 1 + ((highs >= lows[every, labels][:, None]) & is_other).sum(axis=1)
+    least = 1 + ((probabilities > true[:, None]) & is_other).sum(axis=1)
+    most = 1 + ((probabilities >= true[:, None]) & is_other).sum(axis=1)
     wrong = (ranks < least) | (ranks > most) | ((ranks == 1) != (labels == predicted))
     _refuse(rows, "true_label_rank", wrong, true_label_ranks(probabilities, labels), path)
     _refuse(rows, "prob_true", rows["prob_true"].to_numpy(dtype=float) != true, true, path)

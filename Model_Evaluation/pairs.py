@@ -6,18 +6,11 @@ import itertools
 from dataclasses import dataclass
 from typing import Any
 
+from Model_Evaluation.arms import CLAIM_ARM, CONTROL_ARMS, PAPER_ARMS, SUBJECT_KEYS
 from Model_Evaluation.scored_runs import Entry, ScoredRun
 
-CLAIM_ARM = "3d_svd"
-CONTROL_ARMS = (
-    *("2d_original", "2d_first_frame", "2d_all_frames", "2d_mix", "2d_tta"),
-    *("3d_static", "3d_camera", "3d_svd_flat"),
-)
-PAPER_ARMS = ("paper_2d", "paper_3d")
 ARM_ORDER = (*CONTROL_ARMS, CLAIM_ARM, *PAPER_ARMS)
 CLAIM, INPUTS, PAPER, ARMS = "claim", "inputs", "paper", "arms"  # families
-# What an arm is about, or what follows from it; the last part of a nested key counts.
-_SUBJECT_KEYS = frozenset({"train_input", "mix_probability", "num_frames"})
 _COMPARED_COLUMNS = ("protocol", "start_weights", "split", "selection_split")
 PROTOCOL_UNKNOWN = "protocol unknown"
 UNKNOWN = "unknown"
@@ -162,5 +155,5 @@ def _protocol_differences(a: ScoredRun, b: ScoredRun) -> dict[str, str]:
     return {
         key: f"{key}: {left} / {right}"
         for key, (left, right) in pairs.items()
-        if left != right and key.rsplit(".", 1)[-1] not in _SUBJECT_KEYS
+        if left != right and key.rsplit(".", 1)[-1] not in SUBJECT_KEYS
     }

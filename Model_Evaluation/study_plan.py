@@ -10,15 +10,13 @@ from typing import Any
 from Baseline_VGG.settings import BaselineSettings
 from Data_Augmentation_SVD.settings import GenerationSettings
 from Inflated_3D_VGG.settings import InflatedSettings
-from Model_Evaluation.arms import ARMS, Arm
+from Model_Evaluation.arms import ARMS, SUBJECT_KEYS, Arm
 from Model_Evaluation.settings import parse_input
 from Model_Evaluation.study_settings import ClipsSettings, StudySettings
 from utils.config import build_settings, merge, read_yaml
 from utils.errors import InputError
 from utils.settings import TrainingSettings
 
-# What an arm may be about; and what only one of the two networks has, cannot be equal.
-ABOUT = ("train_input", "mix_probability", "num_frames")
 _SETTINGS: dict[str, type[TrainingSettings]] = {"baseline": BaselineSettings, "inflated": InflatedSettings}
 # Keys that the study gives each run: given in its file, they would be overruled in silence.
 _OWN_KEYS = ("data_root", "clips_root", "train_csv", "val_csv", "train_input", "num_frames", "output_dir", "seed")
@@ -140,7 +138,7 @@ def require_equal_protocols(runs: list[PlannedRun]) -> None:
 
 def differences_of(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
     """Protocol values that two runs should share and do not: (key, value, other value)."""
-    shared = [key for key in one if key in other and key not in ABOUT]
+    shared = [key for key in one if key in other and key not in SUBJECT_KEYS]
     return [(key, one[key], other[key]) for key in shared if one[key] != other[key]]
 
 

@@ -10,10 +10,11 @@ from fractions import Fraction
 from pathlib import Path
 
 import pytest
+from conftest import PROJECT
 
 from Model_Evaluation import check_report, import_published
 from Model_Evaluation.table_expressions import Cell, evaluate
-from Model_Evaluation.tagged_numbers import rounds_to
+from Model_Evaluation.tagged_numbers import check_page, rounds_to
 from utils.errors import run_script
 
 TABLE = """\
@@ -347,3 +348,15 @@ def test_the_papers_numbers_on_a_page(check, real_data, workplace):
     assert outcome.code == 1 and "page.md line 2: the page says 42, the table says 47.1616" in outcome.stderr
     outcome = check(text)
     assert outcome.code == 2 and "there is no table published/published_claims.csv" in outcome.stderr
+
+
+@pytest.mark.parametrize("page", ["README.md", "Model_Evaluation/evaluation_results/small_study/README.md"])
+def test_our_own_pages_say_what_the_tables_say(page, real_data, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(
+        sys, "argv", ["x", f"source={real_data / 'published_results'}", f"output_dir={tmp_path / 'published'}"]
+    )
+    import_published.main()
+    numbers, problems = check_page(PROJECT / page, tmp_path)
+    assert problems == []
+    assert [number for number in numbers if not number.is_right] == []
+    assert len(numbers) > 10

@@ -164,6 +164,17 @@ def test_both_the_interval_and_the_test_must_agree(tmp_path):
     assert overall["outcome"] == "undecided"
 
 
+def test_the_test_is_the_familys(tmp_path):
+    # Seven items to none: p = 2 / 2**7, and four times that in a family of four.
+    alone = compare(tmp_path / "one", {SVD: 0.535, ORIGINAL: 0.5}, noise=0.0, seeds=1)
+    family = compare(tmp_path / "four", {SVD: 0.535, **dict.fromkeys((ORIGINAL, MIX, TTA, STATIC), 0.5)}, noise=0.0)
+    claims = [row for row in family if row["family"] == "claim"]
+    assert [(row["seed"], row["outcome"]) for row in alone] == [(None, "a"), (0, "a")]
+    assert {row["mcnemar_p_holm"] for row in claims if row["seed"] is None} == {8 / 2**7}
+    assert {row["outcome"] for row in claims if row["seed"] is None} == {"undecided"}
+    assert {row["outcome"] for row in claims if row["seed"] is not None} == {"a"}, "a seed's own test is unadjusted"
+
+
 def test_a_better_control_is_outcome_b(tmp_path):
     assert compare(tmp_path, {SVD: 0.5, ORIGINAL: 0.8})[0]["outcome"] == "b"
 

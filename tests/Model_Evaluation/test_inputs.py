@@ -17,7 +17,7 @@ from Model_Evaluation.classifier import Classifier, build_views
 from Model_Evaluation.inputs import TestData, build_test_data, shuffle_frames
 from Model_Evaluation.models import InputFormat
 from Model_Evaluation.settings import DataSettings, InputKind, ScoredModel, parse_input
-from utils.clips import read_clip
+from utils.clips import read_clip, write_clip
 from utils.config import build_settings, read_yaml
 from utils.errors import InputError
 from utils.images import read_rgb_image, resize_and_centre_crop
@@ -229,3 +229,42 @@ def test_a_cache_gives_the_same_pixels(data, tmp_path: Path):
     pixels = test.open(tmp_path / "cache", 1)
     assert np.array_equal(pixels.gather([0, 5]).permute(0, 2, 3, 4, 1).numpy(), items(test)[[0, 5]])
     assert len(list((tmp_path / "cache").glob("*.pixels"))) == 1
+
+
+class OrderReader(nn.Module):
+    """Class 1 where the last frame is brighter than the first: nothing but the order tells."""
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        change = inputs[:, :, -1].mean(dim=(1, 2, 3)) - inputs[:, :, 0].mean(dim=(1, 2, 3))
+        return torch.stack([-change, change], dim=1)
+
+
+class OrderBlind(nn.Module):
+    """Its logits are of the frames' mean."""
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        return torch.stack([inputs[:, :, t].mean(dim=(1, 2, 3)).sign() for t in range(3)], dim=1).sort(dim=1).values
+
+
+@pytest.fixture(scope="module")
+def ramps(tmp_path_factory) -> DataSettings:
+    """Clips that grow brighter (label 1) or darker (label 0)."""
+    root = tmp_path_factory.mktemp("ramps")
+    rows = []
+    for number in range(60):
+        levels = np.array([40, 120, 200], np.uint8)[:: 1 if number % 2 else -1] + number % 7
+        frames = np.broadcast_to(levels[:, None, None, None], (3, 32, 32, 3))
+        write_clip(root / "val" / f"{number:02d}.mp4", np.ascontiguousarray(frames))
+        rows.append(f"{number:02d}.mp4,{number % 2}\n")
+    (root / "val.csv").write_text("video_path,label\n" + "".join(rows))
+    return DataSettings(root=root, num_frames=3)
+
+
+@pytest.mark.parametrize(("network", "lowest", "highest"), [(OrderReader(), 0.2, 1.0), (OrderBlind(), 0.0, 0.0)])
+def test_shuffling_costs_what_the_order_tells_and_nothing_else(ramps, network, lowest, highest):
+    top1 = {}
+    for name in ("clip", "shuffled"):
+        test = build_test_data(parse_input(name, "clip"), ramps, CLIP, None)
+        top1[name] = (answer(test, CLIP, network).argmax(axis=1) == np.array(test.index.labels)).mean()
+    assert lowest <= top1["clip"] - top1["shuffled"] <= highest
+    assert top1["clip"] == (1.0 if isinstance(network, OrderReader) else 0.5)

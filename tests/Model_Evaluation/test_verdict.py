@@ -110,6 +110,13 @@ def test_undecided_where_most_but_not_all_of_the_lead_is_explained(tmp_path):
     assert "2d_first_frame has +29.2 of the +30.0 points over 2d_original" in row["sentence"]
 
 
+def test_without_a_lead_over_the_baseline_there_is_nothing_to_explain(tmp_path):
+    rows = verdict(tmp_path, {SVD: 0.6, SHUFFLED: 0.4, **controls(0.6)})
+    assert rows[HEADLINE]["answer"] == "undecided"
+    assert "explains" not in rows[HEADLINE]["sentence"]
+    assert rows["Is it the domain?"]["answer"] == "undecided"
+
+
 def test_a_missing_control_cannot_be_yes(tmp_path):
     accuracies = {SVD: 0.8, SHUFFLED: 0.6, **controls(0.5)}
     del accuracies[CAMERA], accuracies[MIX]

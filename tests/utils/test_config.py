@@ -65,6 +65,7 @@ SHIPPED = {
     "Model_Evaluation/import_published.yaml": ImportSettings,
     "Model_Evaluation/model_costs.yaml": CostSettings,
     "Model_Evaluation/prepare_evaluation_data.yaml": PrepareSettings,
+    "Model_Evaluation/small_study.yaml": StudySettings,
     "Model_Evaluation/study.yaml": StudySettings,
 }
 STAGES = sorted(path.parent for path in PROJECT.glob("*/__init__.py") if path.parent.name not in ("utils", "tests"))
