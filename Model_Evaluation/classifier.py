@@ -14,7 +14,7 @@ from utils.augmentation import Preprocessing
 from utils.learner import Recipe
 
 _CROP = 7 / 8  # of the side: what the crops of test-time augmentation keep
-_CORNERS = ((0, 0), (1, 1), (0, 1), (1, 0), (0.5, 0.5))  # down, across, as shares of the way
+_CORNERS = ((0.5, 0.5), (0, 0), (1, 1), (0, 1), (1, 0))  # down, across, as shares of the way
 _View = Callable[[torch.Tensor], torch.Tensor]
 
 
@@ -72,8 +72,8 @@ class Classifier:
 def build_views(num_views: int) -> list[_View]:
     """Views of test-time augmentation, each for all frames of a clip alike.
 
-    The first so many of: as it is; mirrored; crops of 7/8 of the side, scaled back, at the top left, bottom right, top
-    right, bottom left and in the centre; the same crops mirrored.
+    The first so many of: as it is; mirrored; crops of 7/8 of the side, scaled back, in the centre and at the top left,
+    bottom right, top right and bottom left; the same crops mirrored.
 
     Raises:
         ValueError: there are 12.

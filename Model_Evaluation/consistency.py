@@ -7,6 +7,7 @@ tie, either order is taken.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -162,6 +163,9 @@ def _complete_matrix(
     there, here = f"probabilities.csv has no such item of run {run_id!r}", f"run {run_id!r} has no such prediction"
     _refuse_unknown(rows, "item_id", probabilities["item_id"], paths["predictions"], there)
     _refuse_unknown(probabilities, "item_id", rows["item_id"], path, here)
+    num_classes = math.ceil(len(probabilities) / len(rows))
+    expected = f"expected below {num_classes}: run {run_id!r} has {len(probabilities)} rows of {len(rows)} items"
+    _refuse(probabilities, "label", probabilities["label"] >= num_classes, [expected] * len(probabilities), path)
     matrix = align_probabilities(rows["item_id"], probabilities)
     lacking = np.isnan(matrix)
     if lacking.any():

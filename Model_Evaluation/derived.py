@@ -85,7 +85,7 @@ def write_derived(results_dir: Path, output_dir: Path, draw_more: DrawFigures | 
     Raises:
         InputError: a measured table is missing or does not fit the others.
     """
-    from Model_Evaluation.figures import write_figures  # matplotlib, only when figures are drawn
+    from Model_Evaluation.figures import copy_pixel_pictures, write_figures  # matplotlib, only when figures are drawn
     from Model_Evaluation.report import write_report
 
     measured = read_measured(results_dir)
@@ -95,6 +95,7 @@ def write_derived(results_dir: Path, output_dir: Path, draw_more: DrawFigures | 
         if name in derived:
             write_table(derived[name], output_dir / f"{name}.csv", table)
     write_figures(measured | derived, output_dir / "figures")
+    copy_pixel_pictures(results_dir / "figures", output_dir / "figures")
     if draw_more is not None:
         draw_more(measured | derived, output_dir / "figures")
     write_report(measured | derived, output_dir)
@@ -110,11 +111,7 @@ def read_measured(results_dir: Path) -> dict[str, pd.DataFrame]:
     present = {name: table for name, table in OPTIONAL_MEASURED.items() if (results_dir / f"{name}.csv").exists()}
     measured = {}
     for name, table in (MEASURED | present).items():
-        path = results_dir / f"{name}.csv"
-        if name in _EMPTY_IS_FINE and _is_header_only(path, table):
-            measured[name] = pd.DataFrame(columns=table.column_names, dtype=object)
-        else:
-            measured[name] = read_table(path, table)
+        measured[name] = read_table(results_dir / f"{name}.csv", table, allow_empty=name in _EMPTY_IS_FINE)
     require_consistency(measured, results_dir)
     return measured
 
@@ -144,10 +141,14 @@ def compute_derived(measured: dict[str, pd.DataFrame]) -> dict[str, pd.DataFrame
     rows["arms"] = summarise_entries(entries)
     rows["comparisons"] = compare_entries(entries)
     rows["verdict"] = build_verdict(rows["comparisons"])
-    tables = {name: _as_frame(rows[name], table) for name, table in DERIVED.items()}
+    known = DERIVED
     if "end_to_end_times" in measured:
-        tables["end_to_end"] = _as_frame(end_to_end_rows(runs, measured["end_to_end_times"]), END_TO_END)
-    return tables
+        known = DERIVED | OPTIONAL_DERIVED
+        rows["end_to_end"] = end_to_end_rows(runs, measured["end_to_end_times"])
+    entry_ids = {run.run_id: entry.entry_id for entry in entries for run in entry.runs.values()}
+    for row in (row for name in known for row in rows[name] if "run_id" in row):
+        row["entry_id"] = entry_ids[row["run_id"]]
+    return {name: _as_frame(rows[name], table) for name, table in known.items()}
 
 
 def compute_confusion(run: ScoredRun) -> np.ndarray:
@@ -208,7 +209,7 @@ def format_summary(results_dir: Path) -> str:
 
 
 def _verdict_lines(results_dir: Path) -> list[str]:
-    verdict = read_table(results_dir / "verdict.csv", VERDICT)
+    verdict = read_table(results_dir / "verdict.csv", VERDICT, allow_empty=True)
     answered = verdict[verdict["answer"] != NOT_MEASURED]
     lines = [f"{row['question']} {row['sentence']}" for row in answered.to_dict("records")]
     return [*lines, ""] if lines else []
@@ -216,13 +217,6 @@ def _verdict_lines(results_dir: Path) -> list[str]:
 
 def _number(value: float | None, form: str, unit: float = 1) -> str:
     return "-" if pd.isna(value) else form.format(value / unit)
-
-
-def _is_header_only(path: Path, table: Table) -> bool:
-    if not path.is_file():
-        return False
-    with path.open(encoding="utf-8-sig") as file:
-        return file.readline().rstrip("\n") == ",".join(table.column_names) and not file.readline()
 
 
 def _as_frame(rows: list[dict[str, Any]], table: Table) -> pd.DataFrame:

@@ -1,50 +1,34 @@
-"""Entries of the tables: which rows are one arm on one input, and which of its inputs is an arm's own."""
+"""Which entries are scored on what they were trained for, and which comparisons are over all seeds."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import pandas as pd
 
 from utils.artifacts import ENTRY_COLUMNS
 
 PLANNED_FAMILIES = ("claim", "paper", "inputs")
-
-
-def with_entry_id(rows: pd.DataFrame, arms: pd.DataFrame | None) -> pd.DataFrame:
-    """The rows of a table that has the columns of a run, with `entry_id` in front; `arm/test_input` without `arms`."""
-    if arms is None or arms.empty:
-        entry_ids = rows["arm"].astype(str) + "/" + rows["test_input"].astype(str)
-        return _in_front(rows, entry_ids)
-    known: dict[tuple, list[str]] = {}
-    for arm in arms.to_dict("records"):
-        known.setdefault(tuple(arm[name] for name in ENTRY_COLUMNS), []).append(arm["entry_id"])
-    keys = rows[list(ENTRY_COLUMNS)].itertuples(index=False, name=None)
-    entry_ids = [_entry_of(known.get(key, []), key, run_id) for key, run_id in zip(keys, rows["run_id"], strict=True)]
-    return _in_front(rows, entry_ids)
-
-
-def _in_front(rows: pd.DataFrame, entry_ids: Iterable[str]) -> pd.DataFrame:
-    return rows.assign(entry_id=entry_ids)[["entry_id", *rows.columns.drop("entry_id", errors="ignore")]]
-
-
-def _entry_of(candidates: list[str], key: tuple, run_id: str) -> str:
-    """The entry of a run; where several have the same columns (one seed twice), the one that ends in its `run_id`."""
-    if len(candidates) > 1:
-        candidates = [entry_id for entry_id in candidates if entry_id.endswith(f"/{run_id}")]
-    arm, test_input = (key[ENTRY_COLUMNS.index(name)] for name in ("arm", "test_input"))
-    return candidates[0] if candidates else f"{arm}/{test_input}"
+_NETWORK = tuple(name for name in ENTRY_COLUMNS if name not in ("test_input", "num_frames"))
 
 
 def own_entry_ids(rows: pd.DataFrame) -> list[str]:
-    """The entries of rows with `entry_id` that are scored on the kind of input they were trained for, in order.
+    """The entries of a table with `entry_id` and `ENTRY_COLUMNS` that stand for their network; see `own_positions`."""
+    entries = rows.drop_duplicates("entry_id").to_dict("records")
+    return [entries[position]["entry_id"] for position in own_positions(entries)]
 
-    An arm that has no such entry is there with all it has.
+
+def own_positions(entries: Sequence[Mapping[str, Any]]) -> list[int]:
+    """Positions of the entries scored on what their network was trained for; of a network without one, all of its.
+
+    Args:
+        entries: with `ENTRY_COLUMNS`.
     """
-    entries = rows.drop_duplicates("entry_id")
-    is_own = entries.apply(lambda row: is_own_input(row["arm"], row["train_input"], row["test_input"]), axis=1)
-    has_own = set(entries["arm"][is_own])
-    return entries["entry_id"][is_own | ~entries["arm"].isin(has_own)].tolist()
+    networks = [tuple(entry[name] for name in _NETWORK) for entry in entries]
+    is_own = [is_own_input(entry["arm"], entry["train_input"], entry["test_input"]) for entry in entries]
+    have_own = {network for network, own in zip(networks, is_own, strict=True) if own}
+    return [p for p, network in enumerate(networks) if is_own[p] or network not in have_own]
 
 
 def is_own_input(arm: str, train_input: str, test_input: str) -> bool:

@@ -1,4 +1,4 @@
-"""Score models, each on a stated input, into the four measured tables; each finished model survives a kill."""
+"""Score models, each on a stated input, into the measured tables; each finished model survives a kill."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from Model_Evaluation.costs import (
     count_parameters,
 )
 from Model_Evaluation.derived import (
+    DONE_FILE,
     MEASURED,
     OPTIONAL_MEASURED,
     OWNED_FILES,
@@ -45,12 +46,12 @@ from utils.artifacts import Table, format_table, write_table
 from utils.checkpoints import verify_weights
 from utils.devices import describe_device, device_name
 from utils.errors import InputError
-from utils.files import write_text
+from utils.files import sha256_file, write_text
 from utils.indices import ClassInfo, locate_clip_index, require_same_classes
 from utils.inference import prepare_for_inference
 from utils.learner import Recipe, build_recipe
 from utils.pixels import Pixels
-from utils.runs import Run, open_run, remove_owned
+from utils.runs import Run, SettingsChanged, open_run, remove_owned
 from utils.training_time import read_training_seconds
 from utils.utils import progress, true_label_ranks
 
@@ -87,8 +88,16 @@ def run_evaluation(settings: EvaluationSettings) -> Path:
 
 
 def measure_models(settings: EvaluationSettings) -> Path:
-    """Score all models and write the measured tables alone; return the folder."""
-    run = _open_run(settings)
+    """Score all models and write the measured tables alone; return the folder.
+
+    What was scored with other settings or from other inputs is scored again: it costs little.
+    """
+    try:
+        run = _open_run(settings)
+    except SettingsChanged as error:
+        log.info("scoring again: %s", "; ".join(error.changes))
+        settings = settings.model_copy(update={"overwrite": True})
+        run = _open_run(settings)
     _measure(settings, run)
     return run.dir
 
@@ -152,7 +161,7 @@ def _tables_of(settings: EvaluationSettings) -> dict[str, Table]:
 
 
 def _score_unless_done(job: _Job, settings: EvaluationSettings, recipe: Recipe, part_dir: Path) -> None:
-    """Write one model's share of the four tables; the last of them marks it done."""
+    """Write one model's share of the tables; the last of them marks it done."""
     known = _tables_of(settings)
     paths = {name: part_dir / f"{name}.csv" for name in known}
     if all(path.exists() for path in paths.values()):
@@ -170,7 +179,7 @@ def score_model(job: _Job, settings: EvaluationSettings, recipe: Recipe) -> dict
     network, described = load_model(job.model.type, job.model.checkpoint)
     network.to(recipe.device)
     names = {"arm": job.model.arm, "test_input": test.name, "split": SPLIT, "run_id": run_id}
-    columns = run_columns(described, job.model.type, job.form, **names)
+    columns = run_columns(described, job.model.type, num_frames=test.frames_there, **names)
     classes = named_classes(test.index.classes, described)
     pixels = test.open(settings.data.cache_dir, settings.data.workers)
     classifier = _build_classifier(network, job, recipe)
@@ -182,7 +191,7 @@ def score_model(job: _Job, settings: EvaluationSettings, recipe: Recipe) -> dict
         )
     item_ids, labels = test.index.item_ids, np.array(test.index.labels)
     costs = _cost_row(network, classifier, columns, job, settings)
-    prepared = _build_classifier(_prepare(network, recipe), job, recipe)
+    prepared = _build_classifier(_prepare(network, job.form, recipe), job, recipe)
     return {
         "predictions": prediction_rows(columns, item_ids, labels, probabilities, classes),
         "probabilities": probability_rows(run_id, item_ids, probabilities),
@@ -258,6 +267,7 @@ def _cost_row(
     return {
         "run_id": columns["run_id"],
         "model": columns["model"],
+        "weights_sha256": sha256_file(job.model.checkpoint)[:16],
         "input_shape": "x".join(map(str, job.form.shape)),
         "num_passes": num_passes,
         "num_parameters": count_parameters(network),
@@ -300,8 +310,10 @@ def _time_inference(
     return tables
 
 
-def _prepare(model: nn.Module, recipe: Recipe) -> nn.Module:
+def _prepare(model: nn.Module, form: InputFormat, recipe: Recipe) -> nn.Module:
     """The network as one would run it for its answers alone, where it has such a form (three frames, zero padding)."""
+    if form.num_frames not in (None, 3):
+        return model
     try:
         return prepare_for_inference(model, dtype=recipe.autocast_dtype or torch.float32)
     except ValueError:
@@ -320,6 +332,7 @@ def merge_measured(folders: list[Path], output_dir: Path) -> bool:
         lines = itertools.chain.from_iterable(text.splitlines(keepends=True)[1:] for text in texts)
         whole, path = format_table((), table) + "".join(lines), output_dir / f"{name}.csv"
         if not path.exists() or path.read_text(encoding="utf-8") != whole:
+            (output_dir / DONE_FILE).unlink(missing_ok=True)  # what follows from these tables is to be made again
             write_text(path, whole)
             has_changed = True
     return has_changed

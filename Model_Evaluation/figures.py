@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 
-from Model_Evaluation.entries import over_seeds, own_entry_ids, with_entry_id
+from Model_Evaluation.entries import over_seeds, own_entry_ids
 from Model_Evaluation.figures_study import (
     draw_accuracy_against_cost,
     draw_arms_overview,
@@ -26,24 +27,52 @@ _MOST_PAIRS = 12  # beyond that only the claim's pairs have a figure
 FIGURE_DPI = 160
 _COLOURS = 128
 _PANEL_COLUMNS = 3
-_BAR, _INTERVAL = "#56B4E9", "#1A1A1A"
+BAR, INTERVAL = "#2E86C1", "#1A1A1A"
+PIXEL_PICTURES = ("curves_*.png", "discordant_*.png", "grad_cam_*.png")  # need more than tables; others draw them
+_FROM_TABLES = (
+    "confusion_*.png",
+    "per_class_*.png",
+    "reliability.png",
+    "arms_overview.png",
+    "accuracy_against_cost.png",
+    "comparisons.png",
+)
 
 
 def write_figures(tables: dict[str, pd.DataFrame], folder: Path) -> None:
     """Draw what the tables have, as PNG; a table that is missing or empty leaves its figures out.
 
+    Figures of other tables, of an earlier call, are removed; those of `PIXEL_PICTURES` stay.
+
     Args:
         tables: derived tables by name, as in `derived.DERIVED`.
     """
-    arms = tables.get("arms")
     given = {name: frame for name, frame in tables.items() if frame is not None and not frame.empty}
-    by_entry = {
-        name: with_entry_id(given[name], arms)
-        for name in ("summary", "confusion_flat", "per_class_metrics", "calibration")
-        if name in given
-    }
-    for name, figure in _draw_all(given, by_entry):
+    written = set()
+    for name, figure in _draw_all(given):
         write_bytes(folder / f"{name}.png", _encode(figure))
+        written.add(f"{name}.png")
+    remove_others(folder, _FROM_TABLES, written)
+
+
+def copy_pixel_pictures(source: Path, target: Path) -> None:
+    """Make the `PIXEL_PICTURES` of a folder of figures those of another; nothing happens where that is not there.
+
+    So tables that are derived again elsewhere keep the pictures that are made of photographs and networks.
+    """
+    if not source.is_dir() or source.resolve() == target.resolve():
+        return
+    pictures = [path for pattern in PIXEL_PICTURES for path in sorted(source.glob(pattern))]
+    for path in pictures:
+        write_bytes(target / path.name, path.read_bytes())
+    remove_others(target, PIXEL_PICTURES, {path.name for path in pictures})
+
+
+def remove_others(folder: Path, patterns: Iterable[str], kept: Collection[str]) -> None:
+    """Remove the files of a folder that match a pattern, but those of these names."""
+    for path in [path for pattern in patterns for path in folder.glob(pattern)]:
+        if path.name not in kept:
+            path.unlink()
 
 
 def difference_name(comparison_id: str) -> str:
@@ -117,19 +146,19 @@ def draw_per_class_bars(per_class: pd.DataFrame, metric: str) -> Figure:
     return figure
 
 
-def _draw_all(given: dict[str, pd.DataFrame], by_entry: dict[str, pd.DataFrame]) -> list[tuple[str, Figure]]:
+def _draw_all(given: dict[str, pd.DataFrame]) -> list[tuple[str, Figure]]:
     figures = []
-    if "confusion_flat" in by_entry:
-        figures += _confusion_figures(by_entry["confusion_flat"], given.get("comparisons"))
-    if "per_class_metrics" in by_entry:
-        own = _own_rows(by_entry["per_class_metrics"])
+    if "confusion_flat" in given:
+        figures += _confusion_figures(given["confusion_flat"], given.get("comparisons"))
+    if "per_class_metrics" in given:
+        own = _own_rows(given["per_class_metrics"])
         figures += [(f"per_class_{metric}", draw_per_class_bars(own, metric)) for metric in ("recall", "f1")]
-    if "calibration" in by_entry:
-        figures.append(("reliability", draw_reliability(_own_rows(by_entry["calibration"]))))
-    if "arms" in given and "summary" in by_entry:
-        figures.append(("arms_overview", draw_arms_overview(given["arms"], by_entry["summary"])))
-        own = own_entry_ids(by_entry["summary"])
-        cost = draw_accuracy_against_cost(given["arms"], by_entry["summary"], own)
+    if "calibration" in given:
+        figures.append(("reliability", draw_reliability(_own_rows(given["calibration"]))))
+    if "arms" in given and "summary" in given:
+        figures.append(("arms_overview", draw_arms_overview(given["arms"], given["summary"])))
+        own = own_entry_ids(given["summary"])
+        cost = draw_accuracy_against_cost(given["arms"], given["summary"], own)
         figures += [("accuracy_against_cost", cost)] if cost else []
     if len(planned := over_seeds(given.get("comparisons"))):
         figures.append(("comparisons", draw_comparisons(planned)))
@@ -192,9 +221,9 @@ def _draw_class_panel(axes: Axes, rows: pd.DataFrame, metric: str) -> None:
     columns = [metric, "recall_low", "recall_high"]
     means = 100 * rows.groupby("label")[columns].mean().sort_index().astype(float)
     positions = np.arange(len(means))
-    axes.barh(positions, means[metric], height=0.75, color=_BAR)
+    axes.barh(positions, means[metric], height=0.75, color=BAR)
     if metric == "recall":
-        axes.hlines(positions, means["recall_low"], means["recall_high"], color=_INTERVAL, linewidth=1)
+        axes.hlines(positions, means["recall_low"], means["recall_high"], color=INTERVAL, linewidth=1)
     axes.set(xlim=(0, 100))
     axes.tick_params(labelsize=7)
     axes.grid(axis="x", color="#DDDDDD", linewidth=0.6)

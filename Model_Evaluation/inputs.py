@@ -23,7 +23,6 @@ from utils.pixels import Pixels
 from utils.sources import Files, clip_files, image_files
 
 SPLIT = "val"
-STILLS = ("original", "original_paper_geometry")  # made of the images; everything else is made of the clips
 # The paper's way from an image to a frame, but for the generator between the two (paper, section 3.2).
 PAPER_GEOMETRY = Geometry(height=576, width=1024, fit="stretch", output="centre_crop", frame_size=224)
 
@@ -50,6 +49,11 @@ class TestData:
     is_fused: bool
     num_views: int
 
+    @property
+    def frames_there(self) -> int:
+        """Frames of each file: of a clip, however many of them an item shows; 1 for images."""
+        return self.files.item_shape[0]
+
     def open(self, cache_dir: Path | None, workers: int) -> Pixels:
         """The items' pixels; see `utils.pixels.open_pixels`."""
         return Reordered(self.files.open(cache_dir, workers, _nothing), self.frame_order)
@@ -64,7 +68,7 @@ def build_test_data(kind: InputKind, data: DataSettings, form: InputFormat, num_
     Raises:
         InputError: data that are missing or do not fit.
     """
-    if kind.base in STILLS:
+    if kind.uses_images:
         files, generator = _still_files(kind.base, data, form, num_classes), ""
     else:
         files = _clip_files(data, form, num_classes)

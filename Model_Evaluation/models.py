@@ -81,14 +81,18 @@ def load_model(model_type: str, checkpoint: Path) -> tuple[nn.Module, ModelDescr
 def run_columns(
     described: ModelDescription | None,
     model_type: str,
-    form: InputFormat,
     *,
     arm: str | None,
     test_input: str,
+    num_frames: int,
     split: str,
     run_id: str,
 ) -> dict[str, Any]:
-    """The columns that every row of a run carries in every table."""
+    """The columns that every row of a run carries in every table.
+
+    Args:
+        num_frames: of what it is scored on; what it was trained on, where it was on clips, goes before.
+    """
     train_input = described.train_input if described else UNKNOWN
     prefix = "2d" if model_type == "baseline" else "3d"
     return {
@@ -101,9 +105,16 @@ def run_columns(
         "test_input": test_input,
         "split": split,
         "selection_split": described.selection_split if described else UNKNOWN,
-        "num_frames": form.num_frames or 1,
+        "num_frames": _trained_frames(described) or num_frames,
         "seed": described.seed if described else None,
     }
+
+
+def _trained_frames(described: ModelDescription | None) -> int | None:
+    """Frames of a clip that a network was trained on, or on frames of; None where it was on images."""
+    if described is None or described.train_input == "original":
+        return None
+    return described.input.get("num_frames") or described.protocol_values.get("num_frames")
 
 
 def protocol_rows(described: ModelDescription | None, run_id: str) -> list[dict[str, str]]:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass
-from typing import Any
 
 from Model_Evaluation.arms import CLAIM_ARM, CONTROL_ARMS, PAPER_ARMS, SUBJECT_KEYS
+from Model_Evaluation.entries import is_own_input, own_positions
 from Model_Evaluation.scored_runs import Entry, ScoredRun
 
 ARM_ORDER = (*CONTROL_ARMS, CLAIM_ARM, *PAPER_ARMS)
@@ -30,19 +30,9 @@ class Pair:
         return f"{self.a.entry_id} vs {self.b.entry_id}"
 
 
-def is_own_input(entry: Entry) -> bool:
-    """Whether the entry is scored on the kind of input its runs were trained for; views of it count as it."""
-    train_input, test_input = entry.columns["train_input"], entry.columns["test_input"]
-    if train_input.startswith("mix:"):
-        train_input = "original"
-    if test_input.startswith("tta_") and entry.columns["arm"] == "2d_tta":
-        test_input = test_input.split(":", 1)[1]
-    return train_input == test_input
-
-
 def select_pairs(entries: list[Entry]) -> list[Pair]:
     """All pairs to compare, each once, family by family; clips of other lengths only within an arm."""
-    owns = _own_entries(entries)
+    owns = [entries[position] for position in own_positions([entry.columns for entry in entries])]
     pairs = [*_claim_pairs(entries, owns), *_input_pairs(entries, owns), *_paper_pairs(entries, owns)]
     ordered = sorted(owns, key=_arm_position)
     pairs += [Pair(ARMS, a, b) for b, a in itertools.combinations(ordered, 2) if _is_arms_pair(a, b)]
@@ -60,7 +50,7 @@ def describe_differences(pair: Pair, seeds: list[int | None]) -> str:
         if pair.a.columns[name] != pair.b.columns[name]:
             found[name] = f"{name}: {pair.a.columns[name]} / {pair.b.columns[name]}"
     for entry in (pair.a, pair.b) if not same_weights and pair.family != PAPER else ():
-        if not is_own_input(entry) and entry.columns["train_input"] != UNKNOWN:
+        if not _is_own(entry) and entry.columns["train_input"] != UNKNOWN:
             trained, scored = entry.columns["train_input"], entry.columns["test_input"]
             found[entry.entry_id] = f"test_input: {entry.columns['arm']} trained on {trained}, scored on {scored}"
     for seed in seeds:
@@ -70,26 +60,9 @@ def describe_differences(pair: Pair, seeds: list[int | None]) -> str:
     return "; ".join(found.values())
 
 
-def _own_entries(entries: list[Entry]) -> list[Entry]:
-    """Each network on the input it was trained for, else on its only one."""
-    groups: dict[tuple[Any, ...], list[Entry]] = {}
-    for entry in entries:
-        groups.setdefault(tuple(_weights_of(entry).values()), []).append(entry)
-    found: list[Entry] = []
-    for group in groups.values():
-        is_only = len({entry.columns["test_input"] for entry in group}) == 1
-        found += [entry for entry in group if is_own_input(entry)] or (group if is_only else [])
-    return found
-
-
-def _weights_of(entry: Entry) -> dict[str, Any]:
-    """What tells trained networks apart: all columns but what they are tested on."""
-    return {name: value for name, value in entry.columns.items() if name != "test_input"}
-
-
 def _claim_pairs(entries: list[Entry], owns: list[Entry]) -> list[Pair]:
     pairs = []
-    for claim in (own for own in owns if own.columns["arm"] == CLAIM_ARM):
+    for claim in (own for own in owns if own.columns["arm"] == CLAIM_ARM and _kind(own) == "clip"):
         controls = [own for own in owns if own.columns["arm"] in CONTROL_ARMS and _comparable(claim, own)]
         pairs += [Pair(CLAIM, claim, control) for control in sorted(controls, key=_arm_position)]
         shuffled = [entry for entry in _siblings(claim, entries) if _kind(entry) == "shuffled"]
@@ -112,12 +85,14 @@ def _input_pairs(entries: list[Entry], owns: list[Entry]) -> list[Pair]:
 def _paper_pairs(entries: list[Entry], owns: list[Entry]) -> list[Pair]:
     deep = [own for own in owns if own.columns["arm"] == "paper_3d"]
     flat = [entry for entry in entries if entry.columns["arm"] == "paper_2d"]
-    return [Pair(PAPER, a, b) for a in deep for b in flat]
+    return [Pair(PAPER, a, b) for a in deep for b in flat if _comparable(a, b)]
 
 
 def _is_arms_pair(a: Entry, b: Entry) -> bool:
-    sides = [entry.columns["arm"] in PAPER_ARMS for entry in (a, b)]
-    return not any(sides) and (a.columns["arm"] == b.columns["arm"] or _comparable(a, b))
+    """Two arms on comparable clips; or two networks of one arm, on one kind of input."""
+    if any(entry.columns["arm"] in PAPER_ARMS for entry in (a, b)):
+        return False
+    return _kind(a) == _kind(b) if a.columns["arm"] == b.columns["arm"] else _comparable(a, b)
 
 
 def _comparable(a: Entry, b: Entry) -> bool:
@@ -126,13 +101,20 @@ def _comparable(a: Entry, b: Entry) -> bool:
     return len(frames) == 1 or 1 in frames
 
 
+def _is_own(entry: Entry) -> bool:
+    return is_own_input(*(entry.columns[name] for name in ("arm", "train_input", "test_input")))
+
+
 def _siblings(own: Entry, entries: list[Entry]) -> list[Entry]:
     """The same weights on other inputs."""
     return [entry for entry in entries if _is_other_input(own, entry)]
 
 
 def _is_other_input(a: Entry, b: Entry) -> bool:
-    return _weights_of(a) == _weights_of(b) and a.columns["test_input"] != b.columns["test_input"]
+    """Whether both are one arm's same checkpoint files, seed by seed, on different inputs."""
+    weights = [(a.runs[seed].weights_sha256, b.runs[seed].weights_sha256) for seed in a.runs if seed in b.runs]
+    are_same = bool(weights) and all(left == right != "" for left, right in weights)
+    return are_same and a.columns["arm"] == b.columns["arm"] and a.columns["test_input"] != b.columns["test_input"]
 
 
 def _kind(entry: Entry) -> str:

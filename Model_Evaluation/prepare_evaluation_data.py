@@ -1,4 +1,4 @@
-"""Recompute every derived table and figure from the four measured tables, without a model.
+"""Recompute every derived table and figure from the measured tables, without a model.
 
 python -m Model_Evaluation.prepare_evaluation_data results_dir=DIR [output_dir=DIR]
 """

@@ -1,4 +1,4 @@
-"""The report of an evaluation: one self-contained HTML page, every number of which stands in the tables."""
+"""The report of an evaluation: one self-contained HTML page of the tables' numbers, and of their sums and means."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 
 from Model_Evaluation import report_sections
-from Model_Evaluation.entries import is_3d, over_seeds, with_entry_id
+from Model_Evaluation.entries import is_3d, over_seeds
 from Model_Evaluation.report_page import (
     DotRow,
     Field,
@@ -50,7 +50,7 @@ _PAIR_FIELDS = [
     Field("B, %", "top1_b", "percent"),
     Field("A \u2212 B, points", "difference", "points"),
     Field("95 % interval", lambda row: format_interval(row, "difference_low", "difference_high", "points"), "interval"),
-    Field("Better", lambda row: {"a": "A", "b": "B"}.get(row["outcome"], "undecided")),
+    Field("Better", lambda row: format_value({"a": "A", "b": "B"}.get(row["outcome"], row["outcome"]), "text")),
     Field("p, Holm", "mcnemar_p_holm", "p"),
     Field("McNemar p", "mcnemar_p", "p"),
     Field("Only A right", "only_a_right", "count"),
@@ -59,6 +59,11 @@ _PAIR_FIELDS = [
     Field("Detectable, points", "minimal_detectable_difference", "size"),
     Field("Differ in", "differs_in"),
 ]
+_WHAT_IS_COUNTED = (
+    "In the tables top-1, difference, interval and Cohen's h are means over seeds and items. Both p, the counts of "
+    "what only one has right, and the detectable difference are of the majority vote: one answer a source image, of "
+    "all its seeds and clips."
+)
 _SEED = Field("Seed", lambda row: "all" if pd.isna(row["seed"]) else format_value(row["seed"], "count"))
 
 
@@ -69,9 +74,6 @@ def write_report(tables: dict[str, pd.DataFrame], folder: Path) -> None:
         tables: measured and derived tables by name; what is missing or empty is left out of the report.
     """
     given = {name: frame for name, frame in tables.items() if frame is not None and not frame.empty}
-    runs = ("summary", "per_class_metrics", "confusion_flat", "calibration", "latency", "end_to_end")
-    for name in given.keys() & set(runs):
-        given[name] = with_entry_id(given[name], given.get("arms"))
     pictures = Pictures(folder / "figures", _MOST_PICTURE_BYTES)
     sections = [
         ("Findings", _findings(given)),
@@ -134,10 +136,10 @@ def split_clauses(sentence: str) -> list[str]:
 
 def _accuracy(given: dict[str, pd.DataFrame]) -> str:
     if "arms" not in given:
-        return section_html("Accuracy", [_summary_table(given["summary"])] if "summary" in given else [])
+        return ""
     arms = given["arms"].to_dict("records")
     key = (
-        '<p class="key"><span class="first">\u25cf</span> 2-D network, <span class="other">\u25cf</span> 3-D network: '
+        '<p class="key"><span class="first">\u25cf</span> 2-D network, <span class="other">\u25a0</span> 3-D network: '
         "mean over seeds with its 95 % interval. Small dots are single seeds.</p>"
     )
     rows = [_arm_row(arm, given.get("summary")) for arm in arms]
@@ -156,21 +158,6 @@ def _arm_row(arm: Mapping[str, Any], summary: pd.DataFrame | None) -> DotRow:
     return DotRow(str(arm["entry_id"]), low, middle, high, text, points, "second" if is_3d(arm["model"]) else "first")
 
 
-def _summary_table(summary: pd.DataFrame) -> str:
-    """For results that hold no predictions, and so no entries."""
-    fields = [
-        Field("Run", "run_id"),
-        Field("Tested on", "test_input"),
-        Field("Items", "num_items", "count"),
-        Field("Top-1, %", "top1_fraction", "percent"),
-        Field("95 % interval", lambda row: format_interval(row, "top1_low", "top1_high", "percent"), "interval"),
-        Field("Top-3, %", "top3_fraction", "percent"),
-        Field("Macro F1", "macro_f1", "three"),
-        Field("Errors", "num_errors", "count"),
-    ]
-    return table_html("Top-1 of each run", fields, summary.to_dict("records"))
-
-
 def _comparisons(given: dict[str, pd.DataFrame]) -> str:
     """The planned pairs as dots and as a table; all pairs and seeds in a table that can be opened."""
     if "comparisons" not in given:
@@ -183,10 +170,11 @@ def _comparisons(given: dict[str, pd.DataFrame]) -> str:
             '<p class="key">Top-1 of A minus top-1 of B on the same items, with its 95 % interval. A full dot is a '
             "decided comparison, an open one an undecided one.</p>",
             dots_html([_pair_row(pair) for pair in planned], "points", with_zero=True),
+            f'<p class="key">{_WHAT_IS_COUNTED}</p>',
             table_html("Planned comparisons, all seeds together", _PAIR_FIELDS, planned, _is_unmatched),
         ]
     if len(comparisons) > len(planned):
-        caption = "All comparisons, and each seed by itself"
+        caption = "All comparisons, and each seed by itself, which decides nothing"
         fields = [*_PAIR_FIELDS[:2], _SEED, *_PAIR_FIELDS[2:]]
         table = table_html(caption, fields, comparisons.to_dict("records"), _is_unmatched)
         count = format_value(len(comparisons), "count")
@@ -209,25 +197,30 @@ def _is_unmatched(pair: Mapping[str, Any]) -> bool:
 def _caveats(given: dict[str, pd.DataFrame]) -> str:
     """What the tables themselves say against reading too much into them."""
     sentences = [*_pair_caveats(given.get("comparisons")), *_arm_caveats(given.get("arms"))]
-    summary = given.get("summary")
-    if summary is not None and (summary["source"] == "published").any():
-        count = format_value((summary["source"] == "published").sum(), "count")
-        sentences.append(f"Published results: {count} runs were taken from result files, not measured here.")
     return section_html("What to keep in mind", [f'<p class="note">{escape(text)}</p>' for text in sentences])
 
 
 def _pair_caveats(comparisons: pd.DataFrame | None) -> list[str]:
-    sentences, undecided = [], []
+    sentences, undecided, too_few = [], [], []
     for pair in over_seeds(comparisons).to_dict("records"):
         names = f"{pair['entry_a']} against {pair['entry_b']}"
         if _is_unmatched(pair):
             sentences.append(f"Not matched: {names} differ in more than what is compared ({pair['differs_in']}).")
-        if pair["outcome"] == "undecided" and not pd.isna(pair["minimal_detectable_difference"]):
+        if pair["outcome"] != "undecided":
+            continue
+        if pd.isna(pair["minimal_detectable_difference"]):
+            too_few.append(names)
+        else:
             undecided.append(f"{format_value(pair['minimal_detectable_difference'], 'size')} points for {names}")
     if undecided:
         sentences.append(
-            "Undecided is not equal: with as many items, a difference smaller than this would often go unnoticed: "
-            f"{_listed(undecided)}."
+            "Undecided is not equal: with as many source images, a difference smaller than this would often go "
+            f"unnoticed: {_listed(undecided)}."
+        )
+    if too_few:
+        sentences.append(
+            "Too few to decide: only one of the two is right on so few source images that even the most uneven split "
+            f"of them would often go unnoticed: {_listed(too_few)}."
         )
     return sentences
 

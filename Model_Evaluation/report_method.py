@@ -16,16 +16,18 @@ _GLOSSARY = (
     ("Top-1", "The share of items whose most probable class is the true one."),
     (
         "95 % interval",
-        "The range of values that the data are compatible with. For a difference it is bootstrapped over source "
-        "images, with all seeds and clips of an image kept together.",
+        "The range of values that the data are compatible with. Of an entry's top-1 it is Wilson's, for as many trials "
+        "as there are source images; of a difference it is bootstrapped over source images, with all seeds and clips "
+        "of an image kept together. It covers what other images would change, not what other trainings would: for "
+        "those see the standard deviation over seeds.",
     ),
     (
         "McNemar's test",
-        "Looks at the items on which exactly one of two networks is right, and asks how likely a split as uneven "
+        "Looks at the images on which exactly one of two networks is right, and asks how likely a split as uneven "
         "would be if both were equally good. Holm's correction allows for the number of tests.",
     ),
     ("Cohen's h", "The size of a difference between two shares: 0.2 is called small, 0.5 medium, 0.8 large."),
-    ("Detectable difference", "The smallest difference that a test on as many items would find most of the time."),
+    ("Detectable difference", "The smallest difference that a test on as many images would find most of the time."),
     ("Calibration error", "How far the networks' confidence is from their accuracy, averaged over items."),
     ("MACs", "Multiply-accumulates of one item: nominal as the layers are written, executed as they are computed."),
     ("p50, p95", "The median, and the time that 95 of 100 passes stay below."),

@@ -112,7 +112,7 @@ class DotRow:
     Attributes:
         text: the numbers, for those who see no dots.
         points: smaller dots.
-        style: `first`, `second`, or either with ` open`.
+        style: `first` (round marks), `second` (square ones), or either with ` open`.
     """
 
     label: str
@@ -177,7 +177,7 @@ class Pictures:
         """Pictures in the folder that match, in order, without suffix."""
         return sorted(path.stem for path in self.folder.glob(f"{pattern}.png"))
 
-    def html(self, name: str, alt: str, caption: str, *, narrow: bool = False) -> str:
+    def html(self, name: str, alt: str, caption: str) -> str:
         """A figure with its caption; empty where the picture is not there or does not fit any more."""
         path = self.folder / f"{name}.png"
         if not path.is_file():
@@ -188,8 +188,7 @@ class Pictures:
             return ""
         self.max_bytes -= len(content)
         source = f"data:image/{kind};base64,{base64.b64encode(content).decode('ascii')}"
-        style = ' class="narrow"' if narrow else ""
-        image = f'<img src="{source}" width="{width}" height="{height}" alt="{escape(alt, quote=True)}"{style}>'
+        image = f'<img src="{source}" width="{width}" height="{height}" alt="{escape(alt, quote=True)}">'
         return (
             f'<figure>\n<div class="card" tabindex="0" role="group" aria-label="{escape(caption, quote=True)}">'
             f"{image}</div>\n<figcaption>{escape(caption)}</figcaption>\n</figure>"
@@ -238,7 +237,7 @@ def _dot_row_html(row: DotRow, grid: str, place: Callable[[float], str]) -> str:
     if not (math.isnan(row.low) or math.isnan(row.high)):
         marks += f'<line class="interval" x1="{place(row.low)}" x2="{place(row.high)}" y1="50%" y2="50%"/>'
     if not math.isnan(row.middle):
-        marks += f'<circle class="mean" cx="{place(row.middle)}" cy="50%" r="5"/>'
+        marks += _mean_mark(place(row.middle), row.style.startswith("second"))
     marks += "".join(
         f'<circle class="seed" cx="{place(point)}" cy="84%" r="2"/>' for point in row.points if not math.isnan(point)
     )
@@ -246,6 +245,12 @@ def _dot_row_html(row: DotRow, grid: str, place: Callable[[float], str]) -> str:
         f'<li class="{row.style}"><span class="label"><code>{_breakable(row.label, "/")}</code></span>'
         f'<svg aria-hidden="true">{grid}{marks}</svg><span class="value">{escape(row.text)}</span></li>'
     )
+
+
+def _mean_mark(x: str, is_square: bool) -> str:
+    if is_square:
+        return f'<rect class="mean" x="{x}" y="50%" width="9" height="9" transform="translate(-4.5 -4.5)"/>'
+    return f'<circle class="mean" cx="{x}" cy="50%" r="5"/>'
 
 
 def _read_picture(path: Path) -> tuple[str, bytes, int, int]:

@@ -71,7 +71,11 @@ _CLASSES = [
     Field("Entry", "entry_id"),
     Field("Items", "num_items", "count"),
     Field("Recall, %", "recall", "percent"),
-    Field("95 % interval", lambda row: format_interval(row, "recall_low", "recall_high", "percent"), "interval"),
+    Field(
+        "Mean of the seeds' intervals",
+        lambda row: format_interval(row, "recall_low", "recall_high", "percent"),
+        "interval",
+    ),
     Field("Precision, %", "precision", "percent"),
     Field("F1", "f1", "three"),
 ]
@@ -132,11 +136,12 @@ def describe_difference(rows_a: pd.DataFrame, rows_b: pd.DataFrame) -> str:
 def _cost(given: dict[str, pd.DataFrame], pictures: Pictures) -> list[str]:
     if "summary" not in given:
         return []
-    rows = entry_means(given["summary"]).to_dict("records")
+    means = entry_means(given["summary"])
+    rows = means.to_dict("records")
     points = "; ".join(
         f"{row['entry_id']} {format_value(row['top1_fraction'], 'percent')} % at "
         f"{format_value(row['nominal_gmacs'], 'measure')} nominal GMACs"
-        for row in rows
+        for row in means[means["entry_id"].isin(own_entry_ids(given["summary"]))].to_dict("records")
     )
     caption = "Top-1 with its 95 % interval against what it costs. Points of equal cost stand side by side."
     parts = [
@@ -233,7 +238,7 @@ def _discordant(given: dict[str, pd.DataFrame], pictures: Pictures) -> list[str]
         sides = {"a": (pair["entry_a"], pair["entry_b"]), "b": (pair["entry_b"], pair["entry_a"])}
         for side, (right, wrong) in sides.items():
             count = format_value(pair[f"only_{side}_right"], "count")
-            text = f"{right} is right and {wrong} is wrong on {count} items (majority of seeds)."
+            text = f"{right} is right and {wrong} is wrong on {count} source images (majority of seeds and clips)."
             alt = f"Contact sheet with frames, true classes and both answers. {text}"
             if figure := pictures.html(sheet_name(pair["comparison_id"], side), alt, text):
                 parts.append(details_html(text, figure, is_open=not parts))

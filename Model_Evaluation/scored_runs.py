@@ -25,6 +25,7 @@ class ScoredRun:
         labels, predicted: int (N,).
         probabilities: float (N, num_classes).
         protocol_values: text by key; empty where the checkpoint does not say.
+        weights_sha256: of the checkpoint's file; empty where the tables do not say.
     """
 
     columns: dict[str, Any]
@@ -33,6 +34,7 @@ class ScoredRun:
     predicted: np.ndarray
     probabilities: np.ndarray
     protocol_values: dict[str, str]
+    weights_sha256: str = ""
 
     @property
     def run_id(self) -> str:
@@ -60,7 +62,7 @@ class Entry:
     """One arm on one test input: its runs by seed, in the order of the tables.
 
     Attributes:
-        entry_id: stable text, `arm/test_input`.
+        entry_id: `arm/test_input`, of clips with their length: `3d_svd/clip:svd/t3`; longer only where that is taken.
         columns: values of `ENTRY_COLUMNS`.
     """
 
@@ -80,6 +82,7 @@ def read_runs(measured: dict[str, pd.DataFrame]) -> list[ScoredRun]:
     """The runs in the order of `predictions`; the tables must be consistent (`require_consistency`)."""
     probabilities = dict(list(measured["probabilities"].groupby("run_id", sort=False)))
     values = measured["protocol_values"]
+    weights = measured["model_costs"].set_index("run_id")["weights_sha256"]
     runs = []
     for run_id, rows in measured["predictions"].groupby("run_id", sort=False):
         columns = rows.iloc[0][list(RUN_COLUMNS)].to_dict()
@@ -93,6 +96,7 @@ def read_runs(measured: dict[str, pd.DataFrame]) -> list[ScoredRun]:
                 predicted=rows["predicted_label"].to_numpy(dtype=np.int64),
                 probabilities=align_probabilities(rows["item_id"], probabilities[run_id]),
                 protocol_values=dict(zip(own["key"], own["value"], strict=True)),
+                weights_sha256=weights[run_id],
             )
         )
     return runs
@@ -130,15 +134,20 @@ def source_of(item_id: str) -> str:
 
 
 def _entry_ids(columns: list[dict[str, Any]]) -> list[str]:
-    """`arm/test_input`, with the number of frames where an arm has several, else with the run."""
-    frames: dict[str, set[int]] = {}
+    """Short names; entries of one name get the values in which they differ behind it, and at last the run's."""
+    names = []
     for row in columns:
-        frames.setdefault(row["arm"], set()).add(row["num_frames"])
-    ids = [
-        f"{row['arm']}/{row['test_input']}" + (f"/t{row['num_frames']}" if len(frames[row["arm"]]) > 1 else "")
-        for row in columns
-    ]
-    return [
-        entry_id if ids.count(entry_id) == 1 else f"{entry_id}/{row['run_id']}"
-        for entry_id, row in zip(ids, columns, strict=True)
-    ]
+        length = f"/t{row['num_frames']}" if row["num_frames"] > 1 else ""
+        names.append(f"{row['arm']}/{row['test_input']}{length}")
+    for telling in (ENTRY_COLUMNS, ("run_id",)):
+        names = _told_apart(names, columns, telling)
+    return names
+
+
+def _told_apart(names: list[str], columns: list[dict[str, Any]], telling: tuple[str, ...]) -> list[str]:
+    found = []
+    for name, row in zip(names, columns, strict=True):
+        alike = [other for other_name, other in zip(names, columns, strict=True) if other_name == name]
+        differing = [key for key in telling if len({other[key] for other in alike}) > 1]
+        found.append("/".join([name, *(str(row[key]) for key in differing)]))
+    return found

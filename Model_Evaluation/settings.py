@@ -230,7 +230,7 @@ class PrepareSettings(Settings):
     """`prepare_evaluation_data.py`.
 
     Attributes:
-        results_dir: holds the four measured tables.
+        results_dir: holds the measured tables.
         output_dir: where derived tables and figures go; None is `results_dir`.
     """
 

@@ -114,11 +114,16 @@ def compute_bootstrap_interval(totals: np.ndarray, counts: np.ndarray) -> tuple[
     return float(found.low / scale), float(found.high / scale)
 
 
-def compute_detectable_difference(num_items: int, discordant_share: float) -> float | None:
-    """Smallest difference of two paired rates that McNemar's test (alpha 0.05) finds with power 0.8.
+def compute_detectable_difference(num_items: int, discordant_share: float, alpha: float = ALPHA) -> float | None:
+    """Smallest difference of two paired rates that McNemar's test finds with power 0.8.
 
     The number of pairs by Miettinen (1968, Biometrics 24) as in Connor (1987, Biometrics 43), n = (z_a sqrt(s) +
     z_b sqrt(s - d^2))^2 / d^2 for the discordant share s, solved for the difference d.
+
+    Args:
+        num_items: independent ones, that is sources.
+        discordant_share: of them, 0..1.
+        alpha: of a family of tests 0.05 divided by their number, which is Holm's first and strictest step.
 
     Returns:
         None where even the largest difference at this share, d = s, is out of reach.
@@ -126,7 +131,7 @@ def compute_detectable_difference(num_items: int, discordant_share: float) -> fl
     from scipy.optimize import brentq
     from scipy.stats import norm
 
-    share, z_alpha, z_beta = discordant_share, norm.ppf(1 - ALPHA / 2), norm.ppf(POWER)
+    share, z_alpha, z_beta = discordant_share, norm.ppf(1 - alpha / 2), norm.ppf(POWER)
 
     def lacking(difference: float) -> float:
         spread = z_alpha * math.sqrt(share) + z_beta * math.sqrt(max(share - difference**2, 0.0))
@@ -201,19 +206,28 @@ def compute_calibration_error(reliability: list[dict[str, float | int | None]]) 
     return sum(gaps) / sum(row["num_items"] for row in filled)
 
 
-def vote(predicted: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
-    """The seeds' majority answer: most votes; ties go to the higher mean probability, then to the lower label.
+def vote(
+    predicted: np.ndarray, probabilities: np.ndarray, groups: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """The majority answer of the seeds: most votes; ties go to the higher mean probability, then to the lower label.
 
     Args:
         predicted: int (num_seeds, N).
         probabilities: float (num_seeds, N, num_classes).
+        groups: items that vote together, as numbers from 0 without a gap, int (N,); None is each item by itself.
 
     Returns:
-        labels int (N,).
+        labels int (num_groups,), and the mean probabilities float (num_groups, num_classes).
     """
-    votes = (predicted[:, :, None] == np.arange(probabilities.shape[2])).sum(axis=0)
+    num_seeds, num_items, num_classes = probabilities.shape
+    groups = np.arange(num_items) if groups is None else groups
+    votes = np.zeros((int(groups.max()) + 1, num_classes))
+    mean = np.zeros_like(votes)
+    np.add.at(votes, groups, (predicted[:, :, None] == np.arange(num_classes)).sum(axis=0))
+    np.add.at(mean, groups, probabilities.sum(axis=0))
+    mean /= num_seeds * np.bincount(groups)[:, None]
     leads = votes == votes.max(axis=1, keepdims=True)
-    return np.where(leads, probabilities.mean(axis=0), -1.0).argmax(axis=1)
+    return np.where(leads, mean, -1.0).argmax(axis=1), mean
 
 
 def _ratio_of_sums(totals: np.ndarray, counts: np.ndarray, axis: int = -1) -> np.ndarray:

@@ -20,7 +20,8 @@ def main() -> None:
     """Read the settings, run the study."""
     arguments = ["dry_run=true" if argument == "--dry-run" else argument for argument in sys.argv[1:]]
     settings = read_settings(StudySettings, __doc__, Path(__file__).with_name("study.yaml"), arguments)
-    from Model_Evaluation.study_run import ArmsFailed, run_study  # heavy imports come after the config has been read
+    from Model_Evaluation.study_journal import ArmsFailed  # heavy imports come after the config has been read
+    from Model_Evaluation.study_run import run_study
 
     try:
         results = run_study(settings)

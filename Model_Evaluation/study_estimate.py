@@ -16,7 +16,7 @@ from Baseline_VGG.vgg_baseline import build_vgg11
 from Data_Augmentation_SVD.generation_stats import read_seconds_per_clip
 from Data_Sourcing.image_set import read_image_set
 from Inflated_3D_VGG.vgg_inflated import build_vgg11_3d
-from Model_Evaluation.study_plan import ClipSet, PlannedRun
+from Model_Evaluation.study_plan import ClipSet, PlannedRun, folder_bytes, is_trained
 from Model_Evaluation.study_settings import StudySettings
 from utils.batches import Batch
 from utils.errors import InputError
@@ -24,8 +24,6 @@ from utils.history import Plan, new_sums
 from utils.learner import Learner, build_recipe, update_weights
 from utils.ranks import Ranks
 from utils.settings import TrainingSettings
-from utils.sidecar import BEST_FILE
-from utils.training_run import DONE_FILE
 
 log = logging.getLogger(__name__)
 _REPETITIONS = 3
@@ -77,16 +75,17 @@ def print_plan(study: StudySettings, runs: list[PlannedRun], clips: Mapping[tupl
     print_runs(study, runs, estimates)
     cache_bytes = count_cache_bytes(runs, len(images) + num_val)
     weight_bytes = sum(estimate.disk_bytes for estimate in estimates.values())
-    peak_bytes = clip_bytes + cache_bytes + weight_bytes
-    if largest := max((estimate.disk_bytes for estimate in estimates.values()), default=0):
-        peak_bytes += _STATE_COPIES * largest
+    largest = max((estimate.disk_bytes for estimate in estimates.values()), default=0)
+    cached = folder_bytes(study.output_dir / "cache")
+    peak_bytes = clip_bytes + max(0, cache_bytes - cached) + weight_bytes + _STATE_COPIES * largest
     train_s = sum(estimate.train_s for estimate in estimates.values())
     print(f"training still to do: about {_format_duration(train_s)} (without choosing epochs, saving and scoring)")
     print(
         f"disk: {weight_bytes / 1e6:.0f} MB of weights, {cache_bytes / 1e6:.0f} MB of decoded pixels, at most "
         f"{clip_bytes / 1e6:.0f} MB of new clips"
     )
-    require_room(study.output_dir, peak_bytes)
+    if weight_bytes or clip_bytes:
+        require_room(study.output_dir, peak_bytes)
 
 
 def estimate_run(
@@ -97,11 +96,17 @@ def estimate_run(
     Args:
         timed: updates that were timed already, by what makes their time; added to.
     """
-    if run.arm.trained_as or is_trained(run, study):
+    if run.arm.trained_as or is_trained(run.run_id, study):
         return Estimate(0, None, 0)
     key = run.settings.model_dump_json(exclude=_NO_TIME)
     if key not in timed:
-        timed[key] = time_update(run.settings, num_classes)
+        try:
+            timed[key] = time_update(run.settings, num_classes)
+        except torch.OutOfMemoryError:
+            raise InputError(
+                f"{run.run_id}: the GPU's memory is too small for an update of {run.settings.batch_size} items in "
+                f"{run.settings.accumulate} parts; raise accumulate, for all arms alike"
+            ) from None
     update_s, num_parameters = timed[key]
     return Estimate(count_updates(run, num_images), update_s, _BYTES * num_parameters)
 
@@ -112,12 +117,6 @@ def count_updates(run: PlannedRun, num_images: int) -> int:
     share = 1 - settings.hold_out.fraction if settings.selection == "hold_out" else 1.0
     num_items = num_images * (run.num_frames if run.arm.train_input == "all_frames" else 1)
     return Plan(settings, -(-round(share * num_items) // settings.batch_size)).total_updates
-
-
-def is_trained(run: PlannedRun, study: StudySettings) -> bool:
-    """Whether a run's training is done."""
-    folder = study.output_dir / "runs" / run.run_id
-    return (folder / DONE_FILE).exists() and (folder / BEST_FILE).exists()
 
 
 def print_runs(study: StudySettings, runs: list[PlannedRun], estimates: Mapping[str, Estimate]) -> None:

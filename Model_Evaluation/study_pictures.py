@@ -12,7 +12,7 @@ import torch
 
 from Model_Evaluation.discordant_sheets import write_discordant_sheets
 from Model_Evaluation.grad_cam import compute_grad_cam, write_grad_cam
-from Model_Evaluation.inputs import TestData, build_test_data
+from Model_Evaluation.inputs import build_test_data
 from Model_Evaluation.models import InputFormat, describe_input, load_model
 from Model_Evaluation.settings import EvaluationSettings, ScoredModel
 from utils.augmentation import Preprocessing
@@ -32,21 +32,15 @@ class Gallery:
         self._models: dict[str, tuple[EvaluationSettings, ScoredModel]] = {}
         for settings in scored:
             self._models |= {model.name: (settings, model) for model in settings.scored_models}
-        self._opened: dict[str, tuple[TestData, Pixels, dict[str, int]]] = {}
-        self._run_of_input: dict[str, str] = {}
+        self._opened: dict[str, tuple[Pixels, dict[str, int]]] = {}
 
-    def know(self, predictions: pd.DataFrame) -> None:
-        """Learn from the table which run was scored on which input."""
-        runs = predictions.drop_duplicates("test_input")
-        self._run_of_input = dict(zip(runs["test_input"], runs["run_id"], strict=True))
+    def frames(self, run_id: str, item_id: str) -> np.ndarray:
+        """What a run's model saw of an item: uint8 (T, H, W, 3)."""
+        return self.frames_of_items(run_id, [item_id])[0]
 
-    def frames(self, test_input: str, item_id: str) -> np.ndarray:
-        """What an item of an input shows: uint8 (T, H, W, 3)."""
-        return self.frames_of_run(self._run_of_input[test_input], [item_id])[0]
-
-    def frames_of_run(self, run_id: str, item_ids: list[str]) -> np.ndarray:
+    def frames_of_items(self, run_id: str, item_ids: list[str]) -> np.ndarray:
         """What a run's model saw of items: uint8 (N, T, H, W, 3)."""
-        _, pixels, positions = self._open(run_id)
+        pixels, positions = self._open(run_id)
         return pixels.gather([positions[item] for item in item_ids]).permute(0, 2, 3, 4, 1).cpu().numpy().copy()
 
     def model(self, run_id: str) -> tuple[torch.nn.Module, InputFormat, ScoredModel]:
@@ -55,13 +49,13 @@ class Gallery:
         form = describe_input(model.type, model.checkpoint, model.data(settings.data))
         return load_model(model.type, model.checkpoint)[0], form, model
 
-    def _open(self, run_id: str) -> tuple[TestData, Pixels, dict[str, int]]:
+    def _open(self, run_id: str) -> tuple[Pixels, dict[str, int]]:
         if run_id not in self._opened:
             settings, model = self._models[run_id]
             data = model.data(settings.data)
             test = build_test_data(model.kind, data, describe_input(model.type, model.checkpoint, data), None)
             positions = {item_id: position for position, item_id in enumerate(test.index.item_ids)}
-            self._opened[run_id] = (test, test.open(data.cache_dir, data.workers), positions)
+            self._opened[run_id] = (test.open(data.cache_dir, data.workers), positions)
         return self._opened[run_id]
 
 
@@ -74,7 +68,6 @@ def draw_pictures(gallery: Gallery, tables: dict[str, pd.DataFrame], folder: Pat
     """
     if num_items == 0:
         return
-    gallery.know(tables["predictions"])
     write_discordant_sheets(tables, gallery.frames, folder, num_items)
     _draw_grad_cam(gallery, tables["predictions"], folder, min(num_items, _CAM_ITEMS))
 
@@ -94,7 +87,7 @@ def _draw_grad_cam(gallery: Gallery, predictions: pd.DataFrame, folder: Path, nu
     if clips.empty:
         return
     chosen = clips.drop_duplicates("label").head(num_items)
-    frames = gallery.frames_of_run(clips["run_id"].iloc[0], chosen["item_id"].tolist())
+    frames = gallery.frames_of_items(clips["run_id"].iloc[0], chosen["item_id"].tolist())
     labels = torch.tensor(chosen["label"].to_numpy())
     networks = {"3d_svd": clips["run_id"].iloc[0]}
     for arm in ("2d_first_frame", "2d_original"):

@@ -11,16 +11,18 @@ from Baseline_VGG.settings import BaselineSettings
 from Data_Augmentation_SVD.settings import GenerationSettings
 from Inflated_3D_VGG.settings import InflatedSettings
 from Model_Evaluation.arms import ARMS, SUBJECT_KEYS, Arm
-from Model_Evaluation.settings import parse_input
+from Model_Evaluation.settings import InputKind, parse_input
 from Model_Evaluation.study_settings import ClipsSettings, StudySettings
 from utils.config import build_settings, merge, read_yaml
 from utils.errors import InputError
 from utils.settings import TrainingSettings
+from utils.sidecar import BEST_FILE
+from utils.training_run import DONE_FILE
 
 _SETTINGS: dict[str, type[TrainingSettings]] = {"baseline": BaselineSettings, "inflated": InflatedSettings}
 # Keys that the study gives each run: given in its file, they would be overruled in silence.
 _OWN_KEYS = ("data_root", "clips_root", "train_csv", "val_csv", "train_input", "num_frames", "output_dir", "seed")
-_OWN_KEYS += ("device", "workers", "cache_dir", "overwrite")
+_OWN_KEYS += ("device", "workers", "cache_dir", "overwrite", "wnids_file")
 _OWN_GENERATION_KEYS = ("data_root", "output_dir", "num_frames", "device", "overwrite", "shard", "splits")
 
 
@@ -66,10 +68,13 @@ class PlannedRun:
         """The run whose weights it uses: its own, but for arms that are trained as another."""
         return run_name(self.arm.trained_as, self.num_frames, self.seed) if self.arm.trained_as else self.run_id
 
+    def input_kind(self, test: str) -> InputKind:
+        """One of the arm's tests, read."""
+        return parse_input(test, "original" if self.arm.network == "baseline" else "clip")
+
     def test_id(self, test: str) -> str:
         """The `run_id` in the results."""
-        kind = parse_input(test, "original" if self.arm.network == "baseline" else "clip")
-        return f"{self.run_id}__{kind.table_name.replace(':', '_')}"
+        return f"{self.run_id}__{self.input_kind(test).table_name.replace(':', '_')}"
 
 
 def run_name(arm_name: str, num_frames: int | None, seed: int) -> str:
@@ -88,7 +93,7 @@ def plan_clips(study: StudySettings) -> dict[tuple[str, int], ClipSet]:
         arm = ARMS[name]
         for num_frames in frames_of(arm, study):
             for kind in arm.all_clips:
-                key = (kind, num_frames or study.num_frames[0])
+                key = (kind, num_frames or study.base_frames)
                 sets.setdefault(key, _plan_clip_set(*key, study.clips[kind], study))
     return sets
 
@@ -114,10 +119,10 @@ def plan_runs(study: StudySettings, clips: Mapping[tuple[str, int], ClipSet]) ->
 
 
 def frames_of(arm: Arm, study: StudySettings) -> tuple[int | None, ...]:
-    """The values of `num_frames` that an arm is trained with; the paper's networks have its own, the first."""
+    """The values of `num_frames` that an arm is trained with; the paper's networks with the smallest."""
     if arm.clips is None:
         return (None,)
-    return study.num_frames[:1] if arm.is_paper else study.num_frames
+    return (study.base_frames,) if arm.is_paper else study.num_frames
 
 
 def require_equal_protocols(runs: list[PlannedRun]) -> None:
@@ -142,6 +147,17 @@ def differences_of(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[tup
     return [(key, one[key], other[key]) for key in shared if one[key] != other[key]]
 
 
+def is_trained(run_id: str, study: StudySettings) -> bool:
+    """Whether a run's training is done."""
+    folder = study.output_dir / "runs" / run_id
+    return (folder / DONE_FILE).exists() and (folder / BEST_FILE).exists()
+
+
+def folder_bytes(folder: Path) -> int:
+    """Of all files below a folder; 0 where there is none."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
 def _plan_clip_set(kind: str, num_frames: int, clips: ClipsSettings, study: StudySettings) -> ClipSet:
     if clips.root is not None:
         return ClipSet(kind, num_frames, clips.root, clips.train_csv, clips.val_csv, None)
@@ -160,7 +176,7 @@ def _plan_run(
 ) -> PlannedRun:
     arm = ARMS[name]
     run_id = run_name(name, num_frames, seed)
-    frames = num_frames or study.num_frames[0]
+    frames = num_frames or study.base_frames
     clip_set = clips[arm.clips, frames] if arm.clips else None
     test_set = clips[arm.test_clips, frames] if arm.test_clips else clip_set
     settings = _training_settings(arm, run_id, seed, frames, clip_set, study)
@@ -176,7 +192,10 @@ def _training_settings(
         else {"training": study.training, arm.network: getattr(study, arm.network)}
     )
     for section, values in given.items():
-        if own := [key for key in values if key in _OWN_KEYS]:
+        own = [key for key in values if key in _OWN_KEYS]
+        hold_out = values.get("hold_out")
+        own += [f"hold_out.{key}" for key in ("file", "unlisted") if isinstance(hold_out, dict) and key in hold_out]
+        if own:
             raise InputError(f"{section}.{own[0]}: the study sets it; remove it")
     raw: dict[str, Any] = {"protocol": "paper"} if arm.is_paper else {}
     for values in given.values():
@@ -198,4 +217,18 @@ def _training_settings(
         if clip_set is not None:
             raw |= places | {"clips_root": str(clip_set.root)}
     origin = " and ".join(given)
-    return build_settings(_SETTINGS[arm.network], raw, f"{origin} (arm {run_id.rsplit('_s', 1)[0]})", check_paths=False)
+    settings = build_settings(
+        _SETTINGS[arm.network], raw, f"{origin} (arm {run_id.rsplit('_s', 1)[0]})", check_paths=False
+    )
+    _require_trainable(settings, arm, origin)
+    return settings
+
+
+def _require_trainable(settings: TrainingSettings, arm: Arm, origin: str) -> None:
+    if settings.starts_from_file and not Path(settings.weights).is_file():
+        raise InputError(f"{origin}.weights: {settings.weights!r} is no file; correct it or train it first")
+    if settings.selection != "hold_out" and not arm.is_paper:
+        raise InputError(
+            f"{origin}.selection: is {settings.selection!r}; the arms of a study choose their epoch on a hold-out of "
+            "the training set, which all share: set selection: hold_out"
+        )

@@ -46,7 +46,8 @@ class ScoringSettings(Settings):
     Attributes:
         batch_size: items a pass.
         precision: of every network.
-        latency, end_to_end: as in `Model_Evaluation.settings`; the latter of the first seed's networks.
+        latency, end_to_end: as in `Model_Evaluation.settings`; the latter of the lowest seed's networks, and its
+            `generation` of clips alone that do not record how they were made (the published ones).
         num_pictures: items of each kind on the sheets of items that two networks disagree on; 0 draws none.
     """
 
@@ -91,8 +92,18 @@ class StudySettings(Settings):
 
     @property
     def overwrite(self) -> bool:
-        """Never: finished arms are kept. To make one anew, remove its folder."""
+        """Never: finished arms are kept. To train one anew, remove its folder in `runs`."""
         return False
+
+    @property
+    def base_frames(self) -> int:
+        """Frames of the clips that arms are scored on which are trained on none, and of the paper's networks."""
+        return min(self.num_frames)
+
+    @property
+    def timed_seed(self) -> int:
+        """The seed whose networks are timed from end to end and shown in pictures."""
+        return min(self.seeds)
 
     @classmethod
     def complete(cls, raw: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -121,11 +132,15 @@ class StudySettings(Settings):
     @model_validator(mode="after")
     def _has_its_clips(self) -> StudySettings:
         missing = {kind: name for name in self.arms for kind in ARMS[name].all_clips if kind not in self.clips}
-        if missing:
-            kind, arm = next(iter(missing.items()))
-            raise ValueError(f"clips.{kind} is missing, which arm {arm} needs; add it, or take the arm out")
-        for name in self.arms:
-            parent = ARMS[name].trained_as
-            if parent is not None and parent not in self.arms:
-                raise ValueError(f"arms: {name} uses the weights of {parent}; add it")
+        problems = [
+            f"clips.{kind} is missing, which arm {arm} needs; add it, or take the arm out"
+            for kind, arm in missing.items()
+        ]
+        problems += [
+            f"arms: {name} uses the weights of {ARMS[name].trained_as}; add it"
+            for name in self.arms
+            if ARMS[name].trained_as not in (None, *self.arms)
+        ]
+        if problems:
+            raise ValueError("; ".join(problems))
         return self

@@ -157,6 +157,7 @@ _RUN = (
     Column("seed", "int", nullable=True),
 )
 RUN_COLUMNS = tuple(column.name for column in _RUN)
+_DERIVED_RUN = (*_RUN, Column("entry_id"))  # derived tables say which row of `arms` a run belongs to
 _CLASS = (Column("label", "int", minimum=0), *_text("class_name", "wnid"))
 _PREDICTED_CLASS = (Column("predicted_label", "int", minimum=0), *_text("predicted_class_name", "predicted_wnid"))
 PREDICTIONS = Table(
@@ -198,7 +199,9 @@ END_TO_END_TIMES = Table(
 MODEL_COSTS = Table(
     "model costs",
     (
-        *_text("run_id", "model", "input_shape"),
+        *_text("run_id", "model"),
+        Column("weights_sha256", nullable=True),
+        Column("input_shape"),
         Column("num_passes", "int", minimum=1),
         *(Column(name, "int", minimum=0) for name in ("num_parameters", "nominal_macs", "executed_macs")),
         *(Column(name, "float", nullable=True, minimum=0) for name in ("train_s", "generation_s_per_item")),
@@ -209,7 +212,7 @@ PROTOCOL_VALUES = Table("protocol values", _text("run_id", "key", "value"), uniq
 SUMMARY = Table(
     "summary",
     (
-        *_RUN,
+        *_DERIVED_RUN,
         Column("source"),
         *(Column(name, "int", minimum=1) for name in ("num_items", "num_classes")),
         *(Column(name, "float") for name in ("top1_fraction", "top1_low", "top1_high")),
@@ -228,7 +231,7 @@ SUMMARY = Table(
 PER_CLASS_METRICS = Table(
     "per-class metrics",
     (
-        *_RUN,
+        *_DERIVED_RUN,
         Column("source"),
         *_CLASS,
         *(Column(name, "float") for name in ("precision", "recall", "f1")),
@@ -239,13 +242,13 @@ PER_CLASS_METRICS = Table(
 )
 CONFUSION_FLAT = Table(
     "confusion",
-    (*_RUN, Column("source"), *_CLASS, *_PREDICTED_CLASS, Column("num_items", "int", minimum=0)),
+    (*_DERIVED_RUN, Column("source"), *_CLASS, *_PREDICTED_CLASS, Column("num_items", "int", minimum=0)),
     unique=("run_id", "label", "predicted_label"),
 )
 CALIBRATION = Table(
     "calibration",
     (
-        *_RUN,
+        *_DERIVED_RUN,
         Column("bin", "int", minimum=1),
         *(Column(name, "float", minimum=0) for name in ("confidence_low", "confidence_high")),
         Column("num_items", "int", minimum=0),
@@ -256,7 +259,7 @@ CALIBRATION = Table(
 LATENCY = Table(
     "latency",
     (
-        *_RUN,
+        *_DERIVED_RUN,
         Column("source"),
         *_text("device", "precision"),
         Column("batch_size", "int", minimum=1),
@@ -269,7 +272,7 @@ LATENCY = Table(
 END_TO_END = Table(
     "end-to-end latency",
     (
-        *_RUN,
+        *_DERIVED_RUN,
         *_text("generator", "device", "precision"),
         Column("batch_size", "int", minimum=1),
         Column("num_repetitions", "int", minimum=1),
@@ -315,7 +318,7 @@ COMPARISONS = Table(
         Column("cohens_h", "float"),
         Column("odds_ratio", "float", nullable=True),
         Column("minimal_detectable_difference", "float", nullable=True),
-        Column("outcome", choices=("a", "b", "undecided")),
+        Column("outcome", nullable=True, choices=("a", "b", "undecided")),
     ),
     unique=("comparison_id", "seed"),
 )
@@ -332,20 +335,23 @@ VERDICT = Table(
 STUDY = Table(
     "study",
     (
-        *_text("run_id", "arm"),
+        *_text("training_id", "arm"),
         Column("num_frames", "int", minimum=1),
         Column("seed", "int"),
-        *_text("trained_as", "train_input", "test_inputs"),
+        *_text("weights_of", "train_input", "clips", "test_inputs"),
         Column("status", choices=("planned", "done", "failed")),
         Column("reason"),
         *(Column(name, "float", nullable=True, minimum=0) for name in ("train_s", "disk_mb")),
     ),
-    unique=("run_id",),
+    unique=("training_id",),
 )
 
 
-def read_table(path: Path, table: Table) -> pd.DataFrame:
+def read_table(path: Path, table: Table, *, allow_empty: bool = False) -> pd.DataFrame:
     """Read and check a table; columns the table does not know are left out.
+
+    Args:
+        allow_empty: a header without rows is a table.
 
     Returns:
         the table's columns in order (missing optional ones are left out), indexed by line number in the file.
@@ -366,7 +372,7 @@ def read_table(path: Path, table: Table) -> pd.DataFrame:
         row = [column.parse(cells[position], where) for column, position in positions]
         _check_unique(row, present, table, first_line, where, line)
         values.append(row)
-    if not values:
+    if not values and not allow_empty:
         raise InputError(f"{path}: the {table.name} has no rows; run the stage that makes it again")
     lines = pd.Index(first_line.values() if table.unique else range(2, len(values) + 2), name="line")
     frame = pd.DataFrame(values, index=lines, columns=[column.name for column in present], dtype=object)

@@ -40,6 +40,22 @@ NOT_IDENTITY = frozenset(
 _PACKAGES = ("torch", "torchvision", "diffusers", "transformers", "accelerate", "numpy", "pandas", "av", "pillow")
 
 
+class SettingsChanged(InputError):
+    """What stands in a folder was made with other settings, or from other inputs.
+
+    Attributes:
+        folder: where.
+        changes: one text a key or input.
+    """
+
+    def __init__(self, folder: Path, changes: list[str]) -> None:
+        self.folder, self.changes = folder, changes
+        super().__init__(
+            f"{folder} was made with other settings ({'; '.join(changes)}); choose another output_dir, "
+            "restore the settings, or pass overwrite=true to replace what is there"
+        )
+
+
 @dataclass
 class Run:
     """An output folder this process holds the lock of; nothing in it has changed until `begin`.
@@ -262,10 +278,7 @@ def _refuse_changes(
             if recorded.get(name) != sha256
         ]
     if changed:
-        raise InputError(
-            f"{output_dir} was made with other settings ({'; '.join(changed)}); choose another output_dir, "
-            "restore the settings, or pass overwrite=true to replace what is there"
-        )
+        raise SettingsChanged(output_dir, changed)
 
 
 def find_changes(config_path: Path, settings: Settings, free_keys: Set[str] = frozenset()) -> list[str]:

@@ -11,6 +11,7 @@ import pandas as pd
 
 from Model_Evaluation.derived import MEASURED, OPTIONAL_MEASURED, read_measured
 from utils.artifacts import write_table
+from utils.files import sha256_bytes
 from utils.utils import true_label_ranks
 
 Case = tuple[str, str, str]  # arm, train_input, test_input
@@ -43,7 +44,7 @@ def make_results(
         accuracies: top-1 as a fraction by arm, train input and test input.
         seeds: how many (0, 1, ...), or which.
         noise: how much a run's view of an item differs from the others'; 0 makes all runs agree.
-        num_frames: of the 3-D arms.
+        num_frames: of the clips, where an arm is trained on clips or scored on them.
         clips_per_source: items of one source, numbered `#2` on.
         protocol_values: by arm, what differs from `PROTOCOL`; a value of "" leaves the key out; {"": ""} all keys.
         columns: by arm, run columns that differ.
@@ -55,7 +56,7 @@ def make_results(
         f"{number // clips_per_source:064x}" + (f"#{clip + 1}" if (clip := number % clips_per_source) else "")
         for number in range(num_items)
     ]
-    labels = np.arange(num_items) % num_classes
+    labels = np.arange(num_items) // clips_per_source % num_classes
     for case, accuracy in accuracies.items():
         for seed in range(seeds) if isinstance(seeds, int) else seeds:
             drawn_as = (same_answers or {}).get(case, case)
@@ -95,6 +96,11 @@ def draw_probabilities(
 def _run_columns(case: Case, seed: int | None, num_frames: int) -> dict[str, Any]:
     arm, train_input, test_input = case
     is_3d = arm.removeprefix("paper_").startswith("3d")
+    has_clips = train_input not in ("original", "unknown") or test_input.split(":")[0] in (
+        "first_frame",
+        "all_frames",
+        "clip",
+    )
     return {
         "run_id": f"{arm}_t{num_frames}_s{seed}__{test_input.replace(':', '_')}",
         "protocol": "paper" if arm.startswith("paper") else "matched",
@@ -105,7 +111,7 @@ def _run_columns(case: Case, seed: int | None, num_frames: int) -> dict[str, Any
         "test_input": test_input,
         "split": "val",
         "selection_split": "hold_out",
-        "num_frames": num_frames if is_3d else 1,
+        "num_frames": num_frames if has_clips else 1,
         "seed": seed,
     }
 
@@ -134,7 +140,15 @@ def _add_run(
             time = {"batch_size": batch_size, "repetition": repetition, "batch_latency_ms": base_ms + extra_ms}
             tables["inference_times"].append(device | time)
     is_3d = run["model"].endswith("_3d")
-    cost = {"run_id": run_id, "model": run["model"], "input_shape": "3x3x224x224" if is_3d else "3x224x224"}
+    is_trained_on_clips = run["train_input"] not in ("original", "unknown")
+    told = [run["arm"], run["start_weights"], run["num_frames"] if is_trained_on_clips else 1, run["seed"]]
+    weights = sha256_bytes(repr(told).encode())[:16]
+    cost = {
+        "run_id": run_id,
+        "model": run["model"],
+        "weights_sha256": weights,
+        "input_shape": "3x3x224x224" if is_3d else "3x224x224",
+    }
     macs = {"nominal_macs": 67_637_000_000, "executed_macs": 30_100_000_000} if is_3d else {}
     macs = macs or {"nominal_macs": 7_654_000_000, "executed_macs": 7_654_000_000}
     size = {"num_passes": 1, "num_parameters": 147_248_266 if is_3d else 128_812_810}

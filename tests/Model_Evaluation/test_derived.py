@@ -25,7 +25,7 @@ from Model_Evaluation.derived import (
     write_derived,
 )
 from Model_Evaluation.evaluation import prediction_rows, probability_rows
-from utils.artifacts import format_table, read_table, write_table
+from utils.artifacts import RUN_COLUMNS, format_table, read_table, write_table
 from utils.errors import InputError
 from utils.indices import ClassInfo
 
@@ -276,6 +276,56 @@ def test_checkpoints_that_say_nothing_of_their_protocol(tmp_path, no_pictures):
     assert (row["differs_in"], row["outcome"]) == ("protocol unknown", "undecided")
 
 
+@pytest.mark.parametrize("content", [b"run_id,key,value\n\xff,lr,1\n", b"\xff\xfe"], ids=["row", "header"])
+def test_protocol_values_that_are_no_utf8_are_refused(tmp_path, content):
+    results = make_results(tmp_path, {ORIGINAL: 0.5}, seeds=1, num_items=8)
+    (results / "protocol_values.csv").write_bytes(content)
+    with pytest.raises(InputError, match=r"protocol_values.csv: is not UTF-8 text; save the protocol values as UTF-8"):
+        read_measured(results)
+
+
+@pytest.mark.parametrize("name", ["predictions", "inference_times"])
+def test_a_table_without_rows_is_refused(tmp_path, name):
+    path = make_results(tmp_path, {ORIGINAL: 0.5}, seeds=1, num_items=8) / f"{name}.csv"
+    path.write_text(path.read_text().splitlines(keepends=True)[0])
+    with pytest.raises(InputError, match=rf"{name}.csv: the {name.replace('_', ' ')} has no rows"):
+        read_measured(tmp_path)
+
+
+def test_one_entry_has_no_comparison_and_can_still_be_shown(tmp_path, no_pictures):
+    results = make_results(tmp_path, {ORIGINAL: 0.5}, seeds=1, num_items=8)
+    write_derived(results, results)
+    assert (results / "comparisons.csv").read_text().count("\n") == 1
+    assert read_table(results / "comparisons.csv", DERIVED["comparisons"], allow_empty=True).empty
+    verdict = results / "verdict.csv"
+    verdict.write_text(verdict.read_text().splitlines(keepends=True)[0])
+    assert "?" not in format_summary(results)
+
+
+def test_rows_of_runs_carry_their_entry(tmp_path):
+    options = {"seeds": 2, "num_items": 12, "with_end_to_end": True}
+    tables = compute_derived(make_tables(tmp_path, {SVD: 0.5, SHUFFLED: 0.5, FIRST: 0.5, ORIGINAL: 0.5}, **options))
+    expected = {
+        f"{run_id}_s{seed}__{name}": entry_id
+        for seed in (0, 1)
+        for run_id, name, entry_id in (
+            ("3d_svd_t3", "clip_svd", "3d_svd/clip:svd/t3"),
+            ("3d_svd_t3", "shuffled_svd", "3d_svd/shuffled:svd/t3"),
+            ("2d_original_t3", "first_frame_svd", "2d_original/first_frame:svd/t3"),
+            ("2d_original_t3", "original", "2d_original/original"),
+        )
+    }
+    of_runs = [name for name, frame in tables.items() if "run_id" in frame]
+    assert sorted(of_runs) == [
+        "calibration", "confusion_flat", "end_to_end", "latency", "per_class_metrics", "summary"
+    ]  # fmt: skip
+    for name in of_runs:
+        assert tables[name].columns.tolist()[: len(RUN_COLUMNS) + 1] == [*RUN_COLUMNS, "entry_id"]
+        pairs = tables[name][["run_id", "entry_id"]].drop_duplicates()
+        assert dict(pairs.itertuples(index=False, name=None)) == expected
+    assert set(tables["arms"]["entry_id"]) == set(expected.values())
+
+
 def test_the_terminal_shows_the_table_and_what_is_answered(tmp_path, no_pictures):
     results = make_results(tmp_path, {ORIGINAL: 0.8, FIRST: 0.3})
     write_derived(results, results)
@@ -337,7 +387,12 @@ def test_an_answer_edited_with_its_names_is_refused(tmp_path, column):
     [
         ("run_id", "x", r"probabilities.csv line 9: column 'run_id' is 'x', but predictions.csv has no such run"),
         ("item_id", "x", r"probabilities.csv line 9: column 'item_id' is 'x', but run .* has no such prediction"),
-        ("label", 9, r"probabilities.csv: item .* has no row for label"),
+        (
+            "label",
+            9,
+            r"probabilities.csv line 9: column 'label' is 9, expected below 4: run .* has 80 rows of 20 items",
+        ),
+        ("label", 10**12, r"probabilities.csv line 9: column 'label' is 1e\+12, expected below 4"),
         ("probability", 0.9, r"probabilities.csv lines 6 to 9: column 'probability' of item .* sums to"),
     ],
 )
@@ -348,6 +403,16 @@ def test_one_edited_probability_is_refused_by_name(tmp_path, column, value, mess
     write_table(rows, results / "probabilities.csv", MEASURED["probabilities"])
     with pytest.raises(InputError, match=message):
         read_measured(results)
+
+
+def test_a_missing_probability_is_named(tmp_path):
+    path = make_results(tmp_path, {ORIGINAL: 0.5}, seeds=1, num_items=20) / "probabilities.csv"
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(lines[:8] + lines[9:]))
+    with pytest.raises(
+        InputError, match=r"probabilities.csv: item '0*1' of run .* has no row for label 3, expected 20"
+    ):
+        read_measured(tmp_path)
 
 
 def test_two_swapped_probabilities_are_refused_by_name(tmp_path):

@@ -9,14 +9,9 @@ from PIL import Image
 from synthetic_results import make_tables
 
 from Model_Evaluation.derived import compute_derived
-from Model_Evaluation.discordant_sheets import (
-    Answers,
-    choose_discordant,
-    pair_answers,
-    sheet_name,
-    write_discordant_sheets,
-)
+from Model_Evaluation.discordant_sheets import choose_discordant, sheet_name, write_discordant_sheets
 from Model_Evaluation.entries import over_seeds
+from Model_Evaluation.paired_answers import SourceAnswers, pair_answers
 from Model_Evaluation.picture_sheet import PictureBlock, draw_picture_sheet
 from Model_Evaluation.scored_runs import build_entries, read_runs
 
@@ -37,9 +32,9 @@ def tables(tmp_path_factory) -> dict[str, pd.DataFrame]:
     return measured | compute_derived(measured)
 
 
-def picture(test_input: str, item_id: str) -> np.ndarray:
-    num_frames = 3 if test_input.startswith("clip") else 1
-    return np.full((num_frames, 8, 8, 3), int(item_id, 16) % 200, dtype=np.uint8)
+def picture(run_id: str, item_id: str) -> np.ndarray:
+    num_frames = 3 if run_id.endswith("__clip_svd") else 1
+    return np.full((num_frames, 8, 8, 3), int(item_id.split("#")[0], 16) % 200, dtype=np.uint8)
 
 
 def test_sheets_hold_the_items_that_the_comparison_counts(tables, tmp_path):
@@ -47,7 +42,8 @@ def test_sheets_hold_the_items_that_the_comparison_counts(tables, tmp_path):
     entries = {entry.entry_id: entry for entry in build_entries(read_runs(tables))}
     assert len(planned) == 3
     for pair in planned.to_dict("records"):
-        items, sides = pair_answers(entries[pair["entry_a"]], entries[pair["entry_b"]])
+        answers = pair_answers(entries[pair["entry_a"]], entries[pair["entry_b"]])
+        items, sides = answers.first_items, answers.vote()
         chosen = {side: choose_discordant(items, sides, side) for side in ("a", "b")}
         assert len(chosen["a"]) == pair["only_a_right"] and len(chosen["b"]) == pair["only_b_right"]
         assert not set(chosen["a"]) & set(chosen["b"])
@@ -65,24 +61,24 @@ def test_sheets_hold_the_items_that_the_comparison_counts(tables, tmp_path):
 def test_pictures_are_asked_for_what_each_side_saw_of_the_items_that_differ_most(tables, tmp_path):
     asked: list[tuple[str, str]] = []
 
-    def read(test_input: str, item_id: str) -> np.ndarray:
-        asked.append((test_input, item_id))
-        return picture(test_input, item_id)
+    def read(run_id: str, item_id: str) -> np.ndarray:
+        asked.append((run_id, item_id))
+        return picture(run_id, item_id)
 
     pair = over_seeds(tables["comparisons"], ("paper",)).iloc[0]
     only_paper = tables | {"comparisons": pair.to_frame().T}
     (sheet,) = write_discordant_sheets(only_paper, read, tmp_path, max_items=2)
-    assert pair["entry_a"] == "paper_3d/clip:svd"
+    assert pair["entry_a"] == "paper_3d/clip:svd/t3"
     means = tables["predictions"].groupby(["arm", "item_id"])["prob_true"].mean()
     gaps = (means["paper_3d"] - means["paper_2d"]).sort_values(ascending=False)
     entries = {entry.entry_id: entry for entry in build_entries(read_runs(tables))}
-    items, sides = pair_answers(entries[pair["entry_a"]], entries[pair["entry_b"]])
-    wrong = set(items[~sides["b"].is_right])
+    answers = pair_answers(entries[pair["entry_a"]], entries[pair["entry_b"]])
+    wrong = set(answers.first_items[~answers.vote()["b"].is_right])
     best = [item for item in gaps.index if item in wrong][:2]
-    assert asked == [(kind, item) for item in best for kind in ("clip:svd", "first_frame:svd")]
+    assert asked == [(entries[pair[name]].runs[0].run_id, item) for item in best for name in ("entry_a", "entry_b")]
     with Image.open(sheet) as image:
         count = pair["only_a_right"]
-        expected = f"2 of {count} items: paper_3d/clip:svd right, paper_2d/first_frame:svd wrong."
+        expected = f"2 of {count} source images: {pair['entry_a']} right, {pair['entry_b']} wrong."
         assert image.text["Description"] == expected
         pixels = np.asarray(image)
     for item in best:
@@ -95,18 +91,46 @@ def test_equal_tables_give_equal_bytes_and_other_answers_remove_a_sheet(tables, 
     again = {path.name: path.read_bytes() for path in write_discordant_sheets(tables, picture, tmp_path)}
     assert first == again
     pair = over_seeds(tables["comparisons"], ("paper",)).iloc[0]
-    stale = tmp_path / f"{sheet_name(pair['comparison_id'], 'b')}.png"
-    stale.write_bytes(b"of an earlier run")
+    for name in (sheet_name(pair["comparison_id"], "b"), sheet_name("of an arm that is gone", "a"), "curves_a"):
+        (tmp_path / f"{name}.png").write_bytes(b"of an earlier run")
     write_discordant_sheets(tables, picture, tmp_path)
-    assert not stale.exists()
+    assert {path.name for path in tmp_path.iterdir()} == {*first, "curves_a.png"}
+
+
+def test_clips_of_one_source_are_one_picture(tmp_path):
+    """Two lengths of clips, two clips a source: as many as the table counts, each of the lowest seed's own run."""
+    clips, options = {("3d_svd", "clip:svd", "clip:svd"): 0.7}, {"seeds": (2, 1), "num_items": 40, "num_classes": 2}
+    still = {("2d_original", "original", "original"): 0.5}
+    three = make_tables(tmp_path / "three", clips | still, **options, noise=0.6)
+    five = make_tables(tmp_path / "five", clips, **options, noise=0.6, num_frames=5)
+    measured = {name: pd.concat([three[name], five[name]], ignore_index=True) for name in three}
+    for name in ("predictions", "probabilities"):
+        numbers = measured[name]["item_id"].map(lambda item_id: int(item_id, 16))
+        measured[name]["item_id"] = [f"{number % 20:064x}" + "#2" * (number >= 20) for number in numbers]
+    tables = measured | compute_derived(measured)
+    pairs = over_seeds(tables["comparisons"], ("claim",)).to_dict("records")
+    asked: list[tuple[str, str]] = []
+
+    def read(run_id: str, item_id: str) -> np.ndarray:
+        asked.append((run_id, item_id))
+        return picture(run_id, item_id)
+
+    write_discordant_sheets(tables, read, tmp_path / "figures", max_items=100)
+    assert len(pairs) == 2
+    for pair in pairs:
+        run_id = f"3d_svd_t{pair['num_frames_a']}_s1__clip_svd"
+        assert [name for name, _ in asked].count(run_id) == pair["only_a_right"] + pair["only_b_right"] > 0
+    runs = {"3d_svd_t3_s1__clip_svd", "3d_svd_t5_s1__clip_svd", "2d_original_t3_s1__original"}
+    assert {run_id for run_id, _ in asked} == runs
+    assert not [item_id for _, item_id in asked if "#" in item_id]
 
 
 def test_ties_of_the_difference_are_ordered_by_id():
     items = np.array(["d", "b", "c", "a"], dtype=object)
     labels = np.zeros(4, dtype=int)
     ones, half = np.ones(4, dtype=int), np.full(4, 0.5)
-    right = Answers(labels, labels, ones, 1, half, np.array([0.9, 0.6, 0.6, 0.8]))
-    wrong = Answers(labels, np.array([1, 1, 1, 0]), ones, 1, half, np.array([0.1, 0.2, 0.2, 0.1]))
+    right = SourceAnswers(labels, labels, ones, ones, half, np.array([0.9, 0.6, 0.6, 0.8]))
+    wrong = SourceAnswers(labels, np.array([1, 1, 1, 0]), ones, ones, half, np.array([0.1, 0.2, 0.2, 0.1]))
     assert items[choose_discordant(items, {"a": right, "b": wrong}, "a")].tolist() == ["d", "b", "c"]
     assert choose_discordant(items, {"a": right, "b": wrong}, "b").tolist() == []
 

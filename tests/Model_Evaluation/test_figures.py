@@ -11,8 +11,9 @@ from PIL import Image
 from synthetic_results import make_tables
 
 from Model_Evaluation.derived import compute_derived
-from Model_Evaluation.entries import over_seeds, own_entry_ids, with_entry_id
+from Model_Evaluation.entries import over_seeds, own_entry_ids
 from Model_Evaluation.figures import (
+    copy_pixel_pictures,
     draw_confusion,
     draw_confusion_difference,
     draw_per_class_bars,
@@ -27,7 +28,7 @@ from Model_Evaluation.figures_study import (
     draw_reliability,
     pool_bins,
 )
-from utils.artifacts import COMPARISONS
+from utils.artifacts import COMPARISONS, ENTRY_COLUMNS
 
 ACCURACIES = {
     ("2d_original", "original", "original"): 0.6,
@@ -101,6 +102,39 @@ def test_one_run_without_arms_and_comparisons(tables, tmp_path):
     assert drawn == [f"confusion_{run_id}.png", "per_class_f1.png", "per_class_recall.png"]
 
 
+def test_figures_of_other_tables_are_removed_but_not_the_pictures_of_pixels(tables, tmp_path):
+    few = {name: tables[name] for name in ("arms", "summary", "comparisons")}
+    write_figures(few, tmp_path)
+    kept = {path.name for path in tmp_path.iterdir()}
+    others = {"curves_a.png", "discordant_x_only_a.png", "grad_cam_3d_svd.png", "mine.png"}
+    stale = {"confusion_gone.png", "confusion_difference_gone.png", "per_class_f1.png", "reliability.png"}
+    for name in others | stale:
+        (tmp_path / name).write_bytes(b"of an earlier run")
+    write_figures(few, tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == kept | others
+    write_figures({"arms": few["arms"]}, tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == others
+
+
+def test_pictures_of_pixels_follow_the_tables_to_another_folder(tmp_path):
+    source, target = tmp_path / "results" / "figures", tmp_path / "again" / "figures"
+    copy_pixel_pictures(source, target)  # an evaluation without such pictures
+    assert not target.exists()
+    source.mkdir(parents=True)
+    for name in ("curves_a.png", "discordant_x_only_a.png", "grad_cam_b.png", "comparisons.png"):
+        (source / name).write_bytes(name.encode())
+    target.mkdir(parents=True)
+    for name in ("curves_gone.png", "curves_a.png", "reliability.png"):
+        (target / name).write_bytes(b"old")
+    copy_pixel_pictures(source, target)
+    found = {path.name: path.read_bytes() for path in target.iterdir()}
+    copied = ("curves_a.png", "discordant_x_only_a.png", "grad_cam_b.png")
+    assert found == {name: name.encode() for name in copied} | {"reliability.png": b"old"}
+    before = sorted(source.iterdir())
+    copy_pixel_pictures(source, tmp_path / "again" / ".." / "results" / "figures")
+    assert sorted(source.iterdir()) == before
+
+
 def test_no_tables_no_figures(tmp_path):
     write_figures({}, tmp_path / "figures")
     assert not (tmp_path / "figures").exists()
@@ -172,8 +206,7 @@ def test_reliability_pools_seeds_by_items():
 
 def test_overview_has_a_mark_an_entry_and_a_dot_a_seed(tables):
     arms = tables["arms"]
-    summary = with_entry_id(tables["summary"], arms)
-    axes = draw_arms_overview(arms, summary).axes[0]
+    axes = draw_arms_overview(arms, tables["summary"]).axes[0]
     means = [line.get_xdata()[0] for line in axes.lines if line.get_markersize() == 6 and len(line.get_xdata())]
     assert means == pytest.approx((100 * arms["top1_mean"]).tolist())
     dots = [x for line in axes.lines if line.get_markersize() == 2.5 for x in line.get_xdata()]
@@ -192,7 +225,7 @@ def test_comparisons_show_the_difference_and_an_open_dot_where_undecided(tables)
 
 
 def test_cost_panels_are_those_whose_cost_is_known(tables):
-    arms, summary = tables["arms"], with_entry_id(tables["summary"], tables["arms"])
+    arms, summary = tables["arms"], tables["summary"]
     own = own_entry_ids(summary)
     figure = draw_accuracy_against_cost(arms, summary, own)
     assert [axes.get_xlabel()[:7] for axes in figure.axes] == ["nominal", "execute", "latency", "trainin"]
@@ -223,15 +256,8 @@ def test_own_entries_are_those_of_the_training_input():
             ("paper_2d/frame", "paper_2d", "original", "first_frame:svd"),
         ],
         columns=["entry_id", "arm", "train_input", "test_input"],
-    )
+    ).reindex(columns=["entry_id", *ENTRY_COLUMNS], fill_value="")
     assert own_entry_ids(rows) == ["a/original", "2d_mix/original", "2d_tta/tta", "paper_2d/frame"]
-
-
-def test_entry_ids_are_those_of_the_arms(tables):
-    arms = tables["arms"].assign(entry_id=[f"entry {number}" for number in range(len(tables["arms"]))])
-    found = with_entry_id(tables["summary"], arms)
-    assert found["entry_id"].tolist() == [f"entry {number // 2}" for number in range(8)]
-    assert with_entry_id(tables["summary"], None)["entry_id"].iloc[0] == "2d_original/original"
 
 
 def test_pictures_have_a_resolution(tables, tmp_path):

@@ -203,6 +203,7 @@ def test_small_folder_by_hand(import_small, tmp_path):
     summary = read_table(out / "summary.csv", SUMMARY)
     assert summary["num_errors"].tolist() == [13, 5] and summary["top1_fraction"].tolist() == [0.566667, 0.833333]
     assert summary["macro_recall"].tolist() == [0.566667, 0.833333]
+    assert summary[["entry_id", "num_frames"]].to_numpy().tolist() == [["", 3], ["", 3]], "both saw clips of three"
     claims = claims_of({"published_claims": read_table(out / "published_claims.csv", PUBLISHED_CLAIMS)})
     assert claims["error_reduction"]["recomputed_value"] == 61.5385  # 8 of 13
     assert claims["f1_gain_lion"]["recomputed_value"] == 0.275  # 18 / 20 - 10 / 16

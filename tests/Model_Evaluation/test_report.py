@@ -16,7 +16,8 @@ from synthetic_results import make_tables
 from Model_Evaluation.derived import compute_derived
 from Model_Evaluation.discordant_sheets import sheet_name
 from Model_Evaluation.entries import over_seeds
-from Model_Evaluation.figures import write_figures
+from Model_Evaluation.figures import BAR, INTERVAL, write_figures
+from Model_Evaluation.figures_study import COLOURS
 from Model_Evaluation.report import split_clauses, write_report
 from Model_Evaluation.report_page import format_interval, format_value, nice_ticks
 
@@ -27,7 +28,7 @@ ACCURACIES = {
     ("3d_svd", "clip:svd", "clip:svd"): 0.8,
     ("3d_svd", "clip:svd", "shuffled:svd"): 0.75,
 }
-VOID = {"meta", "img", "line", "circle", "wbr"}
+VOID = {"meta", "img", "line", "circle", "rect", "wbr"}
 
 
 class Page(HTMLParser):
@@ -161,6 +162,29 @@ def test_contrast_is_enough_in_both_modes(page):
         assert contrast(colours["text"], colours["note"]) >= 4.5
 
 
+def test_marks_of_figures_stand_out():
+    for colour in (*COLOURS, BAR):
+        assert contrast(colour, "#ffffff") >= 3, colour
+    assert contrast(INTERVAL, BAR) >= 3
+    assert len(set(COLOURS)) == 7
+
+
+def test_networks_of_two_and_three_dimensions_differ_in_shape(page, tables):
+    shapes = [(tag, attrs["class"]) for tag, attrs, _ in page.all("circle", "rect") if attrs["class"] == "mean"]
+    arms = [("rect" if model.endswith("_3d") else "circle", "mean") for model in tables["arms"]["model"]]
+    assert shapes[: len(arms)] == arms and len(set(arms)) == 2
+    key = next(text for text in page.texts("p") if "2-D network" in text)
+    assert "\u25cf 2-D network" in key and "\u25a0 3-D network" in key
+
+
+def test_what_can_be_opened_is_open_in_print(page):
+    style = page.texts("style")[0]
+    in_print = style[style.index("@media print") :]
+    (rule,) = re.findall(r"details::details-content \{([^}]*)\}", in_print)
+    assert "content-visibility: visible" in rule and "block-size: auto" in rule
+    assert page.all("details")
+
+
 def _modes(style: str) -> tuple[str, str]:
     start = style.index("@media (prefers-color-scheme: dark)")
     end = style.index("* {", start)
@@ -238,9 +262,39 @@ def test_what_is_unmatched_is_marked_and_said(page, html, tables):
     assert any(note.startswith("Few seeds: fewer than 3") and "3d_svd/clip:svd" in note for note in notes)
     undecided = planned[planned["outcome"] == "undecided"]
     (sentence,) = [note for note in notes if note.startswith("Undecided is not equal")]
-    for pair in undecided.to_dict("records"):
+    (too_few,) = [note for note in notes if note.startswith("Too few to decide")]
+    is_known = undecided["minimal_detectable_difference"].notna()
+    assert set(is_known) == {True, False}
+    for pair in undecided[is_known].to_dict("records"):
         detectable = format_value(pair["minimal_detectable_difference"], "size")
         assert f"{detectable} points for {pair['entry_a']} against {pair['entry_b']}" in sentence
+    for pair in undecided[~is_known].to_dict("records"):
+        assert f"{pair['entry_a']} against {pair['entry_b']}" in too_few
+
+
+def test_intervals_say_whose_they_are(page):
+    head = page.texts("th")
+    assert head.count("95 % interval") == 3  # of the entries, and of the comparisons in two tables
+    assert head.count("Mean of the seeds' intervals") == 1
+    (text,) = [text for text in page.texts("dd") if text.startswith("The range of values")]
+    assert "Wilson's" in text and "source images" in text and "other trainings" in text
+
+
+def test_rows_of_one_seed_decide_nothing(page, tables):
+    rows = page.table("All comparisons")
+    better = {row[2] == "all": set() for row in rows}
+    for row in rows:
+        better[row[2] == "all"].add(row[7])
+    names = {"a": "A", "b": "B"}
+    over_all = tables["comparisons"]["outcome"][tables["comparisons"]["seed"].isna()]
+    assert better == {True: {names.get(outcome, outcome) for outcome in over_all}, False: {"\u2013"}}
+    assert any("majority vote" in text and "means over seeds" in text for text in page.texts("p"))
+
+
+def test_the_text_of_the_cost_figure_names_what_it_draws(page):
+    (alt,) = [attrs["alt"] for _, attrs, _ in page.all("img") if attrs["alt"].startswith("Top-1 against cost")]
+    named = re.findall(r"(\S+) \d+\.\d % at", alt)
+    assert named == ["2d_original/original", "3d_static/clip:static/t3", "3d_svd/clip:svd/t3"]
 
 
 def test_protocols_stages_and_costs_are_listed(page):
@@ -252,19 +306,7 @@ def test_protocols_stages_and_costs_are_listed(page):
     assert {row[4] for row in stages} == {"read", "generate", "classify", "total"}
     assert {row[7] for row in stages if row[4] == "total"} == {"100.0"}
     cost = {row[0]: row for row in page.table("Cost of each entry")}
-    assert cost["3d_svd/clip:svd"][2:6] == ["147.2", "1", "67.6", "30.1"]
-
-
-def test_published_results_without_predictions_have_a_report(tables, tmp_path):
-    names = ("summary", "per_class_metrics", "confusion_flat", "latency")
-    published = {name: tables[name].assign(source="published") for name in names}
-    published["summary"] = published["summary"].assign(nll=None, calibration_error=None, macro_auc=None)
-    write_report(published, tmp_path)
-    page = Page((tmp_path / "report.html").read_text())
-    assert page.texts("h1") == ["Evaluation report"]
-    assert len(page.table("Top-1 of each run")) == 8
-    assert "Published results: 8 runs were taken from result files, not measured here." in page.texts("p")
-    assert {"Comparisons", "Calibration", "Findings"}.isdisjoint(page.texts("h2"))
+    assert cost["3d_svd/clip:svd/t3"][2:6] == ["147.2", "1", "67.6", "30.1"]
 
 
 def test_without_any_table_the_page_says_so(tmp_path):
@@ -289,7 +331,7 @@ def test_pictures_that_others_drew_are_shown_while_there_is_room(tables, tmp_pat
     page = Page((tmp_path / "report.html").read_text())
     assert (tmp_path / "report.html").stat().st_size < 5e6
     alts = [attrs["alt"] for _, attrs, _ in page.all("img")]
-    assert any("3d_svd/clip:svd is right" in alt and str(pair["only_a_right"]) in alt for alt in alts)
+    assert any("3d_svd/clip:svd/t3 is right" in alt and str(pair["only_a_right"]) in alt for alt in alts)
     assert "Grad-CAM: brighter is more evidence: lions" in alts
     shown = sum(alt.startswith("Training curves") for alt in alts)
     (left_out,) = [text for text in page.texts("p") if text.startswith("To keep this page small")]

@@ -153,6 +153,13 @@ def test_a_detectable_difference_solves_connors_equation():
     assert compute_detectable_difference(2000, 0.25) < difference / 1.9
 
 
+def test_a_family_of_tests_detects_less():
+    alone, of_twelve = (compute_detectable_difference(500, 0.25, 0.05 / size) for size in (1, 12))
+    assert alone == compute_detectable_difference(500, 0.25)
+    needed = (2.865 * math.sqrt(0.25) + 0.841621 * math.sqrt(0.25 - of_twelve**2)) ** 2 / of_twelve**2
+    assert needed == pytest.approx(500, rel=1e-3)
+
+
 def test_no_difference_is_detectable_with_too_few_discordant_items():
     assert compute_detectable_difference(500, 0.0) is None
     assert compute_detectable_difference(10, 0.1) is None
@@ -206,13 +213,23 @@ def test_the_majority_wins_and_ties_go_to_probability_then_label():
     probabilities[:, 0] = [0.9, 0.1, 0.0]  # item 0: two votes for 1, although 0 is more probable
     probabilities[:, 1] = [0.2, 0.3, 0.5]  # item 1: one vote each, 2 is the most probable
     probabilities[:, 2] = [0.4, 0.4, 0.2]  # item 2: one vote each, 0 and 1 are equally probable
-    assert vote(predicted, probabilities).tolist() == [1, 2, 0]
+    assert vote(predicted, probabilities)[0].tolist() == [1, 2, 0]
 
 
 def test_a_class_without_votes_does_not_win_a_tie():
     predicted = np.array([[0], [1]])
     probabilities = np.array([[[0.3, 0.1, 0.6]], [[0.1, 0.3, 0.6]]])
-    assert vote(predicted, probabilities).tolist() == [0]
+    assert vote(predicted, probabilities)[0].tolist() == [0]
+
+
+def test_items_of_a_group_vote_together():
+    predicted = np.array([[0, 1, 1, 2], [0, 1, 2, 2]])  # two seeds; items 0, 2 and 3 are one group
+    probabilities = np.zeros((2, 4, 3))
+    probabilities[:, :, 0] = 0.6
+    probabilities[1, 3] = [0.0, 0.0, 1.0]
+    answers, mean = vote(predicted, probabilities, np.array([0, 1, 0, 0]))
+    assert answers.tolist() == [2, 1], "three of six votes, though 0 is more probable"
+    assert mean.tolist() == [pytest.approx([0.5, 0, 1 / 6]), pytest.approx([0.6, 0, 0])]
 
 
 def test_importing_the_module_waits_for_no_library():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import shutil
 from pathlib import Path
 
@@ -13,13 +14,16 @@ from samples import write_image_set
 
 import utils.files
 from Model_Evaluation.arms import ARMS
+from Model_Evaluation.study_journal import ArmsFailed
 from Model_Evaluation.study_plan import plan_clips, plan_runs
-from Model_Evaluation.study_run import ArmsFailed, common_sources, read_training_clips, run_study
+from Model_Evaluation.study_run import run_study
 from Model_Evaluation.study_settings import StudySettings
+from Model_Evaluation.study_sources import common_sources, read_training_clips
+from utils.artifacts import ARMS as ARMS_TABLE
 from utils.artifacts import COMPARISONS, HOLD_OUT, PREDICTIONS, STUDY, VERDICT, read_table
 from utils.checkpoints import read_description
 from utils.config import build_settings
-from utils.errors import InputError
+from utils.errors import InputError, Terminated
 
 TRAINING = {"image_size": 32, "classifier_width": 8, "dropout": 0.0, "updates": 3, "warmup_updates": 0}
 GEOMETRY = {"height": 64, "width": 64, "fit": "pad", "output": "undo"}
@@ -51,7 +55,8 @@ def settings_for(root: Path, **changes) -> StudySettings:
     return build_settings(StudySettings, raw_study(root, **changes), "test")
 
 
-def run(root: Path, kill_at_fsync: int = 0, **changes) -> None:
+def run(root: Path, kill_at_fsync: int = 0, given: dict | None = None, **changes) -> None:
+    changes |= given or {}
     torch.set_num_threads(1)
     if kill_at_fsync:
         exit_at_call(utils.files.os, "fsync", kill_at_fsync)
@@ -126,6 +131,12 @@ def test_the_number_of_frames_is_an_axis(root):
         ({"arms": ["3d_motion"]}, "unknown arm '3d_motion'; known: 2d_original"),
         ({"arms": ["2d_tta"]}, "2d_tta uses the weights of 2d_original; add it"),
         ({"arms": ["3d_camera"]}, "clips.camera_motion is missing, which arm 3d_camera needs"),
+        ({"training": {"protocol": "none", "selection": "val"}}, "selection: is 'val'; the arms of a study choose"),
+        ({"training": {"protocol": "none", "weights": "no.safetensors"}}, r"weights: 'no.safetensors' is no file"),
+        (
+            {"training": {"protocol": "none", "hold_out": {"file": "x.csv"}}},
+            "training.hold_out.file: the study sets it",
+        ),
         ({"seeds": [1, 1]}, "seeds: a value is listed twice"),
         ({"clips": {"svd": {}}}, "give either the root of clips that are there, or config and generation"),
         ({"clips": {"svd": clips("svd", num_frames=5)}}, "generation.num_frames: the study sets it"),
@@ -189,7 +200,7 @@ def test_arms_are_compared_and_judged(finished):
 
 def test_the_journal_says_what_became_of_each_run(finished):
     rows = read_table(finished / "study/study.csv", STUDY)
-    assert rows["run_id"].tolist() == ["2d_original_s0", "3d_svd_t3_s0", "2d_original_s1", "3d_svd_t3_s1"]
+    assert rows["training_id"].tolist() == ["2d_original_s0", "3d_svd_t3_s0", "2d_original_s1", "3d_svd_t3_s1"]
     assert set(rows["status"]) == {"done"} and set(rows["reason"]) == {""}
     assert (rows["train_s"] > 0).all() and (rows["disk_mb"] > 1).all()
 
@@ -235,9 +246,9 @@ def test_a_failed_arm_is_a_row_and_the_others_are_done(root):
         "static": {"generation": {"generator": "svd", "diffusion_model": "no/where"}},
     }
     changes = {"clips": kinds, "arms": ["2d_original", "3d_static"], "seeds": [0]}
-    with pytest.raises(ArmsFailed, match="1 runs have failed"):
+    with pytest.raises(ArmsFailed, match="1 runs have failed or are not complete"):
         run(root, **changes)
-    rows = read_table(root / "study/study.csv", STUDY).set_index("run_id")
+    rows = read_table(root / "study/study.csv", STUDY).set_index("training_id")
     assert rows["status"].to_dict() == {"2d_original_s0": "done", "3d_static_t3_s0": "failed"}
     assert rows.loc["3d_static_t3_s0", "reason"].startswith("no static clips: ")
     assert (root / "study/results/report.html").exists()
@@ -278,3 +289,93 @@ def test_an_edited_learning_rate_of_one_arm_is_named(finished, tmp_path):
     config.write_text(config.read_text().replace("lr: 0.001", "lr: 0.01"))
     with pytest.raises(ArmsFailed, match=r"3d_svd_t3_s0: .*lr: 0.01 -> 0.001"):
         run(tmp_path / "copy")
+
+
+def test_clips_of_five_frames_are_trained_and_scored_beside_those_of_three(root):
+    run(root, arms=["2d_first_frame", "3d_svd"], num_frames=[3, 5], seeds=[0], scoring=raw_study(root)["scoring"])
+    rows = read_table(root / "study/results/predictions.csv", PREDICTIONS)
+    found = rows.drop_duplicates("run_id").set_index("run_id")["num_frames"].to_dict()
+    assert {name: found[name] for name in found if name.endswith(("clip", "first_frame"))} == {
+        **{f"2d_first_frame_t{n}_s0__first_frame": n for n in (3, 5)},
+        **{f"3d_svd_t{n}_s0__clip": n for n in (3, 5)},
+    }
+    claims = read_table(root / "study/results/comparisons.csv", COMPARISONS)
+    claims = claims[(claims["family"] == "claim") & (claims["arm_b"] == "2d_first_frame") & claims["seed"].isna()]
+    assert sorted(zip(claims["num_frames_a"], claims["num_frames_b"], strict=True)) == [(3, 3), (5, 5)]
+
+
+def test_clips_that_come_later_complete_what_was_scored_without_them(root):
+    kinds = {"svd": {"generation": {"generator": "svd", "diffusion_model": "no/where"}}}
+    with pytest.raises(
+        ArmsFailed, match=r"2d_original_s0: not scored on first_frame: no svd clips: (.|\n)*3d_svd_t3_s0"
+    ):
+        run(root, clips=kinds, seeds=[0])
+    rows = read_table(root / "study/results/predictions.csv", PREDICTIONS)
+    assert set(rows["test_input"]) == {"original", "original_paper_geometry"}
+    trained = (root / "study/runs/2d_original_s0/model_best.safetensors").stat().st_mtime_ns
+    run(root, seeds=[0])
+    rows = read_table(root / "study/results/predictions.csv", PREDICTIONS)
+    assert rows["run_id"].nunique() == 3 + 4
+    assert (root / "study/runs/2d_original_s0/model_best.safetensors").stat().st_mtime_ns == trained
+    assert set(read_table(root / "study/study.csv", STUDY)["reason"]) == {""}
+
+
+def test_weights_of_a_training_that_has_failed_are_not_scored(root, monkeypatch):
+    from Model_Evaluation import study_run
+
+    def fail_after_the_first_best(settings):
+        (settings.output_dir).mkdir(parents=True)
+        (settings.output_dir / "model_best.safetensors").write_bytes(b"half")
+        raise RuntimeError("the GPU is gone")
+
+    monkeypatch.setitem(study_run._TRAINERS, "baseline", fail_after_the_first_best)
+    with pytest.raises(ArmsFailed, match="2d_tta_s0: 2d_original_s0 is not trained: RuntimeError: the GPU is gone"):
+        run(root, arms=["2d_original", "2d_tta", "3d_svd"], seeds=[0])
+
+
+def test_a_full_disk_ends_the_study(root, monkeypatch):
+    from Model_Evaluation import study_run
+
+    def fill(settings):
+        raise OSError(errno.ENOSPC, "No space left on device", "last.pt")
+
+    monkeypatch.setitem(study_run._TRAINERS, "baseline", fill)
+    with pytest.raises(OSError, match="No space left"):
+        run(root)
+    assert set(read_table(root / "study/study.csv", STUDY)["status"]) == {"planned"}
+
+
+@pytest.mark.parametrize("signal", [Terminated, KeyboardInterrupt])
+def test_a_signal_fails_no_arm(root, monkeypatch, signal):
+    from Model_Evaluation import study_run
+
+    def stop(settings):
+        raise signal
+
+    monkeypatch.setitem(study_run._TRAINERS, "baseline", stop)
+    with pytest.raises(signal):
+        run(root)
+    assert set(read_table(root / "study/study.csv", STUDY)["status"]) == {"planned"}
+
+
+def test_a_seed_that_is_added_makes_all_that_follows_anew(finished, tmp_path):
+    shutil.copytree(finished, tmp_path / "copy")
+    root = tmp_path / "copy"
+    before = files_of(root / "study/runs")
+    code = run_in_child(run, root, 60, {"seeds": [0, 1, 2]})
+    assert run_in_child(run, root, 0, {"seeds": [0, 1, 2]}) == 0
+    assert code in (0, KILLED)
+    after = files_of(root / "study/runs")
+    assert {name: after[name] for name in before} == before
+    rows = read_table(root / "study/results/arms.csv", ARMS_TABLE)
+    assert set(rows["num_seeds"]) == {3}
+
+
+def test_other_scoring_settings_score_again_and_train_nothing(finished, tmp_path):
+    shutil.copytree(finished, tmp_path / "copy")
+    root = tmp_path / "copy"
+    before = files_of(root / "study/runs")
+    scoring = raw_study(root)["scoring"] | {"batch_size": 3}
+    assert run_in_child(run, root, 0, {"scoring": scoring}) == 0
+    assert files_of(root / "study/runs") == before
+    assert without_times(root / "study/results") == without_times(finished / "study/results")

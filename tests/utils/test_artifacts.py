@@ -10,7 +10,17 @@ import pandas as pd
 import pytest
 
 from utils import artifacts
-from utils.artifacts import CLIP_INDEX, HISTORY, IMAGE_INDEX, Column, Table, format_table, read_table, write_table
+from utils.artifacts import (
+    CLIP_INDEX,
+    COMPARISONS,
+    HISTORY,
+    IMAGE_INDEX,
+    Column,
+    Table,
+    format_table,
+    read_table,
+    write_table,
+)
 from utils.errors import InputError
 from utils.files import sha256_bytes, write_bytes, write_text
 from utils.indices import (
@@ -190,6 +200,28 @@ SENTENCES = {
 @pytest.mark.parametrize(("rows", "sentence"), SENTENCES.values(), ids=SENTENCES)
 def test_sentence_names_line_and_column(tmp_path, rows, sentence):
     assert refused(tmp_path / "a.csv", HEADER + rows) == sentence
+
+
+def test_header_alone_is_a_table_where_that_is_allowed(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_text(HEADER)
+    table = read_table(path, SAMPLE, allow_empty=True)
+    assert (len(table), table.columns.tolist()) == (0, ["name", "count", "share", "seed", "score"])
+    assert table.dtypes.astype(str).tolist() == ["object", "int64", "float64", "Int64", "float64"]
+    for content, sentence in ((b"", "the file is empty"), (b"name\n", "lacks column 'count'"), (b"\xff", "not UTF-8")):
+        path.write_bytes(content)
+        with pytest.raises(InputError, match=sentence):
+            read_table(path, SAMPLE, allow_empty=True)
+
+
+def test_rows_of_one_seed_have_no_outcome(tmp_path):
+    row = {column.name: example_value(column) for column in COMPARISONS.columns} | {"outcome": ""}
+    write_table([row], tmp_path / "a.csv", COMPARISONS)
+    assert read_table(tmp_path / "a.csv", COMPARISONS)["outcome"].tolist() == [""]
+    text = (tmp_path / "a.csv").read_text()
+    with pytest.raises(InputError, match="line 2: column 'outcome' is 'tie'; known: a, b, undecided"):
+        (tmp_path / "a.csv").write_text(text.rstrip("\n") + "tie\n")
+        read_table(tmp_path / "a.csv", COMPARISONS)
 
 
 @pytest.mark.parametrize("text", ["nan", "inf", "-inf", "1e999"])
