@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -283,7 +284,7 @@ def _time_inference(
 ) -> dict[str, list[dict[str, Any]]]:
     """Rows of the tables of times: those that the device can have."""
     dtype, name, run_id = recipe.autocast_dtype or torch.float32, device_name(recipe.device), job.model.name
-    guard = LatencyGuard(lambda: measure_peak(recipe.device, dtype))
+    guard = _guard_of(recipe.device, dtype)
     counts, rows = settings.latency.model_dump(include={"warmup", "repetitions"}), []
     for batch_size in settings.latency.batch_sizes:
         batch = classifier.prepare(pixels.gather([0] * batch_size))
@@ -308,6 +309,12 @@ def _time_inference(
         names = {"run_id": run_id, "precision": settings.precision}
         tables["end_to_end_times"] = measure_end_to_end(deployment, paths, **names, **options)
     return tables
+
+
+@cache
+def _guard_of(device: torch.device, dtype: torch.dtype) -> LatencyGuard:
+    """One for all models of this process: what a device reaches is measured once."""
+    return LatencyGuard(lambda: measure_peak(device, dtype))
 
 
 def _prepare(model: nn.Module, form: InputFormat, recipe: Recipe) -> nn.Module:

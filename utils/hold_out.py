@@ -68,9 +68,7 @@ def draw_hold_out(sources: Mapping[str, int], fraction: float, seed: int) -> set
     return held
 
 
-def split_hold_out(
-    index: ItemIndex, path: Path, *, fraction: float, seed: int, unlisted: str = "refuse"
-) -> HoldOut:
+def split_hold_out(index: ItemIndex, path: Path, *, fraction: float, seed: int, unlisted: str = "refuse") -> HoldOut:
     """Divide an index by the hold-out's file; where there is none, draw it from this index and write it.
 
     Two processes may come at once: one draws, the other reads.
