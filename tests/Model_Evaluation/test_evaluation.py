@@ -140,7 +140,7 @@ def test_every_row_says_on_what(results):
     rows = read_table(results / "predictions.csv", MEASURED["predictions"])[columns].drop_duplicates()
     assert rows.to_numpy().tolist() == [
         ["2d", "custom", "2d_original", "vgg11_bn", "random", "original", "original", "val", "val", 1, 4],
-        ["ff", "custom", "2d_original", "vgg11_bn", "random", "original", "first_frame:static", "val", "val", 1, 4],
+        ["ff", "custom", "2d_original", "vgg11_bn", "random", "original", "first_frame:static", "val", "val", 3, 4],
         ["3d", "custom", "3d_static", "vgg11_bn_3d", "random", "clip:static", "clip:static", "val", "val", 3, 4],
     ]
 

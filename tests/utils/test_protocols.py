@@ -57,7 +57,7 @@ def departures(network: str, protocol: str) -> list[tuple[str, dict[str, Any]]]:
         if key in settings_class.NOT_PROTOCOL:
             continue
         if isinstance(value, Settings):
-            fields = {name: part for name, part in type(value).model_fields.items() if name != "file"}
+            fields = {name: part for name, part in type(value).model_fields.items() if name not in ("file", "unlisted")}
             given = {name: another(part.annotation, getattr(value, name)) for name, part in fields.items()}
             found += [(f"{key}.{name}", {key: {name: other}}) for name, other in given.items()]
         else:
