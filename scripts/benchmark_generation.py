@@ -9,28 +9,21 @@ One call is one comparison; a sweep is several calls with one output_dir, whose 
 
 from __future__ import annotations
 
-import csv
-import fcntl
 import hashlib
-import io
 import json
-import os
-import re
 import shlex
 import statistics
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
+from scripts.benchmark_table import append_rows, as_overrides, read_rows
 from utils.config import NonNegativeFloat, PositiveInt, Settings, read_settings
 from utils.errors import InputError, run_script
-from utils.files import write_text
 
 if TYPE_CHECKING:
     from scripts.benchmark_arms import Arm
@@ -43,6 +36,7 @@ COLUMNS = tuple(
     peak_gpu_allocated_mib peak_gpu_reserved_mib peak_rss_mib rss_before_mib idle_networks max_difference
     mean_difference date torch diffusers cuda cudnn driver commit command seconds""".split()  # noqa: SIM905
 )
+SAME_COLUMNS = ("configuration",)
 # What neither changes the figures nor their meaning: the same configuration, measured again, replaces its rows.
 _NOT_IDENTITY = {"output_dir", "repetitions", "measure_memory", "park_idle", "profile", "skip_done", "device"}
 
@@ -104,7 +98,9 @@ class GenerationBenchmarkSettings(Settings):
 def main() -> None:
     """Measure memory, compare the outputs, time the arms, report."""
     config = Path(__file__).with_name("benchmark_generation.yaml")
-    settings = read_settings(GenerationBenchmarkSettings, __doc__, config, as_overrides(sys.argv[1:]))
+    settings = read_settings(
+        GenerationBenchmarkSettings, __doc__, config, as_overrides(sys.argv[1:], GenerationBenchmarkSettings)
+    )
     from scripts import benchmark_arms  # after the settings: a typo need not wait for torch
 
     run = describe_run(settings)
@@ -119,38 +115,10 @@ def main() -> None:
     seconds = benchmark_arms.time_arms(arms, settings, parks)
     rows = summarise(arms, seconds, run)
     add_findings(rows, memory, difference)
-    append_rows(settings.output_dir / CSV_NAME, rows)
+    append_rows(settings.output_dir / CSV_NAME, rows, COLUMNS, SAME_COLUMNS)
     print_table(rows, settings)
     if settings.profile:
         benchmark_arms.write_profiles(arms, settings, profile_paths(settings, run["configuration"]), parks)
-
-
-def as_overrides(arguments: list[str]) -> list[str]:
-    """`--device cpu` and `--device=cpu` as `device=cpu`; the common options stay as they are.
-
-    An option that is no key becomes an override too: the settings say which key it may have meant.
-
-    Raises:
-        InputError: a key without its value.
-    """
-    common = {"--config", "--print-config", "--help", "-h"}
-    result: list[str] = []
-    pending = list(arguments)
-    while pending:
-        argument = pending.pop(0)
-        name, separator, value = argument.partition("=")
-        if not argument.startswith("-") or name in common:
-            result.append(argument)
-            if argument == "--config" and pending:
-                result.append(pending.pop(0))
-            continue
-        key = name.lstrip("-").replace("-", "_")
-        has_next = bool(pending) and not re.match(r"-[A-Za-z-]|\w+=", pending[0])
-        if not separator and not has_next and key in GenerationBenchmarkSettings.model_fields:
-            raise InputError(f"{name} needs a value: write {name} VALUE, or {key}=VALUE")
-        value = value if separator or not has_next else pending.pop(0)
-        result.append(f"{key}={value}")
-    return result
 
 
 def describe_run(settings: GenerationBenchmarkSettings) -> dict[str, Any]:
@@ -289,7 +257,7 @@ def is_done(settings: GenerationBenchmarkSettings, configuration: str) -> bool:
     Raises:
         InputError: the table has other columns.
     """
-    rows = read_rows(settings.output_dir / CSV_NAME)
+    rows = read_rows(settings.output_dir / CSV_NAME, COLUMNS)
     profiles = profile_paths(settings, configuration).values() if settings.profile else ()
     has_rows = any(row["configuration"] == configuration for row in rows)
     return settings.skip_done and has_rows and all(path.exists() for path in profiles)
@@ -298,49 +266,6 @@ def is_done(settings: GenerationBenchmarkSettings, configuration: str) -> bool:
 def profile_paths(settings: GenerationBenchmarkSettings, configuration: str) -> dict[str, Path]:
     """The profile of each arm."""
     return {arm: settings.output_dir / f"profile_{configuration}_{arm}.txt" for arm in ("plain", "ours")}
-
-
-def read_rows(path: Path) -> list[dict[str, str]]:
-    """All rows of a table; none where there is no table.
-
-    Raises:
-        InputError: its columns are not ours.
-    """
-    if not path.exists():
-        return []
-    with path.open(newline="", encoding="utf-8") as file:
-        reader = csv.DictReader(file)
-        rows = list(reader)
-    if tuple(reader.fieldnames or ()) != COLUMNS:
-        raise InputError(f"{path}: has other columns than this version writes; move it away, or set another output_dir")
-    return rows
-
-
-def append_rows(path: Path, rows: list[dict[str, Any]]) -> None:
-    """Add the rows of one configuration, in the place of those it had; the file is whole at any time."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with _locked(path.parent):
-        kept = [row for row in read_rows(path) if row["configuration"] != rows[0]["configuration"]]
-        text = io.StringIO()
-        writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows([*kept, *({name: _cell(value) for name, value in row.items()} for row in rows)])
-        write_text(path, text.getvalue())
-
-
-def _cell(value: Any) -> Any:
-    return f"{value:.6g}" if isinstance(value, float) else value
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """One process at a time reads the table and writes it again."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
 
 
 if __name__ == "__main__":

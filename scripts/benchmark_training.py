@@ -10,9 +10,7 @@ not wait for the work.
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
 import json
 import shlex
 import statistics
@@ -24,9 +22,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from scripts.benchmark_table import append_rows, as_overrides, read_rows
 from utils.config import InputPath, PositiveInt, Settings, read_settings
-from utils.errors import InputError, run_script
-from utils.files import write_text
+from utils.errors import run_script
 
 CSV_NAME = "benchmark_training.csv"
 COLUMNS = tuple(
@@ -36,6 +34,7 @@ COLUMNS = tuple(
     peak_share output_difference gradient_difference selection_top1 device_name threads date torch cuda commit command
     seconds""".split()  # noqa: SIM905
 )
+SAME_COLUMNS = ("configuration", "row", "batch_size")
 # What a table on the screen has of a row, where there is anything: title, column, format.
 _SHOWN = (
     ("arm", "arm", "{}"),
@@ -102,12 +101,14 @@ class TrainingBenchmarkSettings(Settings):
 def main() -> None:
     """Kind by kind, compare the arms, time them, report."""
     config = Path(__file__).with_name("benchmark_training.yaml")
-    settings = read_settings(TrainingBenchmarkSettings, __doc__, config, as_overrides(sys.argv[1:]))
+    settings = read_settings(
+        TrainingBenchmarkSettings, __doc__, config, as_overrides(sys.argv[1:], TrainingBenchmarkSettings)
+    )
     path = settings.output_dir / CSV_NAME
-    read_rows(path)  # a foreign table is refused now
+    read_rows(path, COLUMNS)  # a foreign table is refused now
     run = describe_run(settings)
     for rows in measure_rows(settings, run):
-        append_rows(path, rows)
+        append_rows(path, rows, COLUMNS, SAME_COLUMNS)
         print_table(rows)
     print(f"configuration {run['configuration']} in {path}")
 
@@ -140,27 +141,6 @@ def measure_networks(settings: TrainingBenchmarkSettings, run: dict[str, Any]) -
         for row in rows:
             row |= {"row": name, "batch_size": batch_size} | differences.get(row["arm"], {})
         yield rows
-
-
-def as_overrides(arguments: list[str]) -> list[str]:
-    """`--device cpu` and `--device=cpu` as `device=cpu`; `--config`, `--print-config` and `--help` stay as they are."""
-    common = {"--config", "--print-config", "--help", "-h"}
-    result: list[str] = []
-    pending = list(arguments)
-    while pending:
-        argument = pending.pop(0)
-        name, separator, value = argument.partition("=")
-        if not argument.startswith("--") or name in common:
-            result.append(argument)
-            if argument == "--config" and pending:
-                result.append(pending.pop(0))
-            continue
-        if not separator:
-            if not pending:
-                raise InputError(f"{name} needs a value: write {name} VALUE")
-            value = pending.pop(0)
-        result.append(f"{name.lstrip('-').replace('-', '_')}={value}")
-    return result
 
 
 def rows_of(settings: TrainingBenchmarkSettings) -> list[tuple[Row, int]]:
@@ -270,44 +250,6 @@ def print_table(rows: list[dict[str, Any]]) -> None:
         padded = [f"{cell:>{width}s}" for cell, width in zip(cells, widths[1:], strict=True)]
         print("  ".join([f"{arm:{widths[0]}s}", *padded]))
     print(f"{first['device_name']}; torch {first['torch']}; {first['date']}; commit {first['commit']}")
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# The table
-
-
-def read_rows(path: Path) -> list[dict[str, str]]:
-    """All rows of a table; none where there is no table.
-
-    Raises:
-        InputError: its columns are not ours.
-    """
-    if not path.exists():
-        return []
-    with path.open(newline="", encoding="utf-8") as file:
-        reader = csv.DictReader(file)
-        rows = list(reader)
-    if tuple(reader.fieldnames or ()) != COLUMNS:
-        raise InputError(f"{path}: has other columns than this version writes; move it away, or set another output_dir")
-    return rows
-
-
-def append_rows(path: Path, rows: list[dict[str, Any]]) -> None:
-    """Add the rows of one comparison, in the place of those it had; the file is whole at any time."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    first = {name: str(_cell(rows[0][name])) for name in ("configuration", "row", "batch_size")}
-    kept = [row for row in read_rows(path) if any(row[name] != value for name, value in first.items())]
-    text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows([*kept, *({name: _cell(value) for name, value in row.items()} for row in rows)])
-    write_text(path, text.getvalue())
-
-
-def _cell(value: Any) -> Any:
-    if value is None:
-        return ""
-    return f"{value:.6g}" if isinstance(value, float) else value
 
 
 if __name__ == "__main__":

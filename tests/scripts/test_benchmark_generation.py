@@ -23,14 +23,13 @@ from scripts.benchmark_arms import Arm, compare_outputs, count_unet_tflop, measu
 from scripts.benchmark_generation import (
     COLUMNS,
     CSV_NAME,
+    SAME_COLUMNS,
     GenerationBenchmarkSettings,
-    append_rows,
-    as_overrides,
     describe_run,
     is_done,
-    read_rows,
     summarise,
 )
+from scripts.benchmark_table import append_rows, as_overrides, read_rows
 from utils.errors import InputError
 
 SMALL = "Data_Augmentation_SVD/small_svd"
@@ -287,13 +286,13 @@ def test_a_gpu_that_is_too_small_is_one_sentence():
     ],
 )
 def test_dashed_options_are_overrides(given, overrides):
-    assert as_overrides(given) == overrides
+    assert as_overrides(given, GenerationBenchmarkSettings) == overrides
 
 
 @pytest.mark.parametrize("given", [["--profile"], ["--device", "--profile", "true"], ["--device", "batch_size=2"]])
 def test_an_option_without_its_value_is_refused(given):
     with pytest.raises(InputError, match="needs a value"):
-        as_overrides(given)
+        as_overrides(given, GenerationBenchmarkSettings)
 
 
 @pytest.mark.parametrize("option", [["--bacth-size", "4"], ["--bacth_size=4"], ["--bacth-size"]])
@@ -323,10 +322,10 @@ def row(configuration: str, arm: str, **values) -> dict:
 
 def test_rows_are_added_and_those_of_the_same_configuration_replaced(tmp_path):
     path = tmp_path / "new" / CSV_NAME
-    append_rows(path, [row("a", "plain", clips_per_s=1.0), row("a", "ours", clips_per_s=1 / 3)])
-    append_rows(path, [row("b", "plain", command='x="1,2"'), row("b", "ours")])
-    append_rows(path, [row("a", "plain", clips_per_s=7.0), row("a", "ours")])
-    rows = read_rows(path)
+    append_rows(path, [row("a", "plain", clips_per_s=1.0), row("a", "ours", clips_per_s=1 / 3)], COLUMNS, SAME_COLUMNS)
+    append_rows(path, [row("b", "plain", command='x="1,2"'), row("b", "ours")], COLUMNS, SAME_COLUMNS)
+    append_rows(path, [row("a", "plain", clips_per_s=7.0), row("a", "ours")], COLUMNS, SAME_COLUMNS)
+    rows = read_rows(path, COLUMNS)
     assert [(each["configuration"], each["arm"], each["clips_per_s"]) for each in rows] == [
         ("b", "plain", ""),
         ("b", "ours", ""),
@@ -335,19 +334,19 @@ def test_rows_are_added_and_those_of_the_same_configuration_replaced(tmp_path):
     ]
     assert rows[0]["command"] == 'x="1,2"'
     assert [each.name for each in path.parent.iterdir()] == [CSV_NAME]
-
+    assert sorted(each.name for each in path.parent.iterdir()) == [f".{CSV_NAME}.lock", CSV_NAME]
 
 def test_a_table_of_another_version_is_refused_before_anything_runs(tmp_path):
     (tmp_path / CSV_NAME).write_text("arm,clips_per_s\nplain,1\n")
     with pytest.raises(InputError, match="other columns"):
         is_done(settings_for(output_dir=tmp_path), "a")
     with pytest.raises(InputError, match="other columns"):
-        append_rows(tmp_path / CSV_NAME, [row("a", "plain")])
+        append_rows(tmp_path / CSV_NAME, [row("a", "plain")], COLUMNS, SAME_COLUMNS)
     assert (tmp_path / CSV_NAME).read_text() == "arm,clips_per_s\nplain,1\n"
 
 
 def test_only_what_is_all_there_may_be_skipped(tmp_path):
-    append_rows(tmp_path / CSV_NAME, [row("a", "plain")])
+    append_rows(tmp_path / CSV_NAME, [row("a", "plain")], COLUMNS, SAME_COLUMNS)
 
     def settings(**keys) -> GenerationBenchmarkSettings:
         return settings_for(output_dir=tmp_path, **keys)
@@ -422,7 +421,7 @@ def test_a_whole_benchmark_writes_its_table_with_equal_outputs_and_is_not_repeat
     monkeypatch.setattr(benchmark_arms, "_in_fresh_process", lambda function, *args: function(*args))
     run_small(tmp_path, monkeypatch)
     benchmark_generation.main()
-    check_rows(read_rows(tmp_path / CSV_NAME))
+    check_rows(read_rows(tmp_path / CSV_NAME, COLUMNS))
     assert "outputs: largest difference" in capsys.readouterr().out
     before = (tmp_path / CSV_NAME).read_bytes()
     benchmark_generation.main()
@@ -435,7 +434,7 @@ def test_memory_is_measured_in_a_new_process_whose_sentences_arrive(tmp_path):
     processes = {benchmark_arms._in_fresh_process(os.getpid) for _ in range(2)}
     assert len(processes - {os.getpid()}) == 2
     with pytest.raises(InputError, match="other columns"):
-        benchmark_arms._in_fresh_process(read_rows, tmp_path / CSV_NAME)
+        benchmark_arms._in_fresh_process(read_rows, tmp_path / CSV_NAME, COLUMNS)
     with pytest.raises(InputError, match="was killed"):
         benchmark_arms._in_fresh_process(os._exit, 9)
 
@@ -444,7 +443,7 @@ def test_memory_is_measured_in_a_new_process_whose_sentences_arrive(tmp_path):
 def test_the_command_measures_memory_apart_and_writes_profiles(tmp_path, monkeypatch):
     command = [sys.executable, "-m", "scripts.benchmark_generation", *run_small(tmp_path, monkeypatch), "profile=true"]
     subprocess.run(command, cwd=PROJECT, check=True, timeout=500)
-    rows = read_rows(tmp_path / CSV_NAME)
+    rows = read_rows(tmp_path / CSV_NAME, COLUMNS)
     check_rows(rows)
     profiles = sorted(path.name for path in tmp_path.glob("profile_*"))
     assert profiles == [f"profile_{rows[0]['configuration']}_{arm}.txt" for arm in ("ours", "plain")]

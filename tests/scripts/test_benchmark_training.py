@@ -15,14 +15,13 @@ from samples import write_clip_set
 from torch.nn import functional
 
 from scripts import benchmark_data_arms, benchmark_training, benchmark_training_arms
+from scripts.benchmark_table import append_rows, as_overrides, read_rows
 from scripts.benchmark_training import (
     COLUMNS,
     CSV_NAME,
+    SAME_COLUMNS,
     TrainingBenchmarkSettings,
-    append_rows,
-    as_overrides,
     check_roofline,
-    read_rows,
     rows_of,
 )
 from utils.errors import InputError
@@ -43,9 +42,16 @@ def test_a_possible_time_gives_its_share_of_the_peak():
 
 def test_dashed_options_are_overrides():
     given = ["--device", "cpu", "--image-size=32", "repetitions=6", "--config", "x.yaml", "--help"]
-    assert as_overrides(given) == ["device=cpu", "image_size=32", "repetitions=6", "--config", "x.yaml", "--help"]
+    assert as_overrides(given, TrainingBenchmarkSettings) == [
+        "device=cpu",
+        "image_size=32",
+        "repetitions=6",
+        "--config",
+        "x.yaml",
+        "--help",
+    ]
     with pytest.raises(InputError, match="--device needs a value"):
-        as_overrides(["--device"])
+        as_overrides(["--device"], TrainingBenchmarkSettings)
 
 
 def test_help_comes_without_torch_and_names_every_key(capsys, monkeypatch):
@@ -62,17 +68,17 @@ def test_help_comes_without_torch_and_names_every_key(capsys, monkeypatch):
 def test_rows_of_other_comparisons_stay_and_a_foreign_table_is_refused(tmp_path):
     path = tmp_path / "new" / CSV_NAME
     first = {"configuration": "a", "row": "inference", "batch_size": 1, "arm": "plain"}
-    append_rows(path, [first | {"seconds_median": 1.0}])
-    append_rows(path, [first | {"batch_size": 16}])
-    append_rows(path, [first | {"seconds_median": 2.0}])
-    assert [(row["batch_size"], row["seconds_median"]) for row in read_rows(path)] == [("16", ""), ("1", "2")]
+    append_rows(path, [first | {"seconds_median": 1.0}], COLUMNS, SAME_COLUMNS)
+    append_rows(path, [first | {"batch_size": 16}], COLUMNS, SAME_COLUMNS)
+    append_rows(path, [first | {"seconds_median": 2.0}], COLUMNS, SAME_COLUMNS)
+    assert [(row["batch_size"], row["seconds_median"]) for row in read_rows(path, COLUMNS)] == [("16", ""), ("1", "2")]
     demo = {"configuration": "a", "row": "demo", "batch_size": None, "arm": "ours"}  # has no batch size to tell
-    append_rows(path, [demo])
-    append_rows(path, [demo])
-    assert [row["row"] for row in read_rows(path)] == ["inference", "inference", "demo"]
+    append_rows(path, [demo], COLUMNS, SAME_COLUMNS)
+    append_rows(path, [demo], COLUMNS, SAME_COLUMNS)
+    assert [row["row"] for row in read_rows(path, COLUMNS)] == ["inference", "inference", "demo"]
     path.write_text("arm\nplain\n")
     with pytest.raises(InputError, match="other columns"):
-        append_rows(path, [first])
+        append_rows(path, [first], COLUMNS, SAME_COLUMNS)
     assert path.read_text() == "arm\nplain\n"
 
 
@@ -121,7 +127,7 @@ def test_a_small_benchmark_writes_its_table(tmp_path, monkeypatch, capsys):
         "sys.argv", ["benchmark_training", "--device", "cpu", NETWORKS, *SMALL, f"output_dir={tmp_path}"]
     )
     benchmark_training.main()
-    rows = read_rows(tmp_path / CSV_NAME)
+    rows = read_rows(tmp_path / CSV_NAME, COLUMNS)
     assert tuple(rows[0]) == COLUMNS
     three = ["plain", "plain again", "best conv3d", "ours"]
     assert [(row["row"], row["arm"]) for row in rows] == [
@@ -149,7 +155,7 @@ def run_benchmark(*arguments: str) -> None:
 def test_an_epoch_of_own_clips_decoded_and_cached(tmp_path):
     given = ["rows=[data]", "image_size=64", "num_clips=9", "batch_size=4", "epochs=3", f"output_dir={tmp_path}"]
     assert run_in_child(run_benchmark, *given) == 0
-    rows = read_rows(tmp_path / CSV_NAME)
+    rows = read_rows(tmp_path / CSV_NAME, COLUMNS)
     arms = [("plain", "0"), ("plain again", "0"), ("plain workers", "2"), ("ours", "2")]
     assert [(row["arm"], row["workers"]) for row in rows] == arms * 2
     assert [row["epochs"] for row in rows] == ["1"] * 4 + ["3"] * 4
