@@ -29,7 +29,8 @@ def main() -> None:
     for page in settings.files:
         numbers, unchecked = check_page(page, settings.tables)
         wrong = [describe_wrong(page, number) for number in numbers if not number.is_right]
-        print(f"{page}: {len(numbers) - len(wrong)} of {len(numbers)} tagged numbers are right", flush=True)
+        unread = f"; {len(unchecked)} tags could not be checked" if unchecked else ""
+        print(f"{page}: {len(numbers) - len(wrong)} of {len(numbers)} tagged numbers are right{unread}", flush=True)
         print("".join(f"{sentence}\n" for sentence in wrong), end="", file=sys.stderr)
         problems += unchecked
         is_wrong |= bool(wrong)

@@ -17,7 +17,7 @@ from Model_Evaluation.settings import EvaluationSettings
 from Model_Evaluation.study_journal import ArmsFailed, Journal
 from Model_Evaluation.study_plan import ClipSet, PlannedRun, is_trained, plan_clips, plan_runs
 from Model_Evaluation.study_settings import StudySettings
-from Model_Evaluation.study_sources import require_all_sources, share_hold_out
+from Model_Evaluation.study_sources import require_all_sources, require_given_clips, share_hold_out
 from utils.config import build_settings
 from utils.errors import InputError
 from utils.runs import SettingsChanged, open_run, remove_owned
@@ -39,12 +39,13 @@ def run_study(study: StudySettings) -> Path | None:
     # 1. Plan.
     clips = plan_clips(study)
     runs = plan_runs(study, clips)
+    require_given_clips(clips.values())
+    folder = None if study.dry_run else open_run(study, owned=())
     from Model_Evaluation.study_estimate import print_plan
 
     print_plan(study, runs, clips)
-    if study.dry_run:
+    if folder is None:
         return None
-    folder = open_run(study, owned=())
     folder.begin()
     journal = Journal(study.output_dir / JOURNAL, runs)
 

@@ -131,8 +131,14 @@ class StudySettings(Settings):
 
     @model_validator(mode="after")
     def _has_its_clips(self) -> StudySettings:
+        known = {kind for arm in ARMS.values() for kind in arm.all_clips}
+        unknown = [
+            f"clips.{kind}: no arm uses such clips; known: {', '.join(sorted(known))}"
+            for kind in self.clips
+            if kind not in known
+        ]
         missing = {kind: name for name in self.arms for kind in ARMS[name].all_clips if kind not in self.clips}
-        problems = [
+        problems = unknown + [
             f"clips.{kind} is missing, which arm {arm} needs; add it, or take the arm out"
             for kind, arm in missing.items()
         ]

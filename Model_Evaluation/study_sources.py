@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from Data_Sourcing.image_set import read_image_set
 from Model_Evaluation.study_plan import ClipSet, PlannedRun
@@ -68,6 +68,19 @@ def read_training_clips(clips: ClipSet) -> ItemIndex:
     """The index of a clip set's training split; its files are not read."""
     index_path, root = locate_clip_index(clips.root, clips.train_csv, "train")
     return read_clip_index(index_path, root, num_frames=clips.num_frames, verify=False)
+
+
+def require_given_clips(sets: Iterable[ClipSet]) -> None:
+    """Look at the indices of clips that are there, before anything is made.
+
+    Raises:
+        InputError: an index that is missing or malformed, or clips of another length.
+    """
+    for clips in sets:
+        if clips.generation is None:
+            for split, csv_path in (("train", clips.train_csv), ("val", clips.val_csv)):
+                place = locate_clip_index(clips.root, csv_path, split)
+                read_clip_index(*place, num_frames=clips.num_frames, verify=False)
 
 
 def require_all_sources(run: PlannedRun, study: StudySettings) -> None:

@@ -220,7 +220,7 @@ def _answer_domain_shift(rows: list[Row]) -> list[Row]:
     questions = [
         ("Does the paper's geometry cost the 2-D network accuracy?", "original", "original_paper_geometry"),
         ("Do generated first frames cost the 2-D network accuracy?", "original", "first_frame"),
-        ("Does generation cost more than its geometry?", "original_paper_geometry", "first_frame"),
+        ("Do generated first frames cost more than the paper's geometry?", "original_paper_geometry", "first_frame"),
     ]
     return [
         _answer_pair(question, row) for question, a, b in questions for row in _find(rows, BASE_ARM, BASE_ARM, a, b)

@@ -277,7 +277,8 @@ def _describe_problem(settings_class: type[Settings], item: Mapping[str, Any]) -
     message = item["msg"].removeprefix("Value error, ")
     for technical, plain in (("a valid array", "a list"), ("an object", "a section"), ("a valid string", "text")):
         message = message.replace(technical, plain)
-    message = message[0].lower() + message[1:]
+    if item["type"] != "value_error":  # ours are written as they should be, and may begin with a path
+        message = message[0].lower() + message[1:]
     if not key:
         return message
     if item["type"] == "value_error":

@@ -138,6 +138,10 @@ def test_the_number_of_frames_is_an_axis(root):
             "training.hold_out.file: the study sets it",
         ),
         ({"seeds": [1, 1]}, "seeds: a value is listed twice"),
+        (
+            {"clips": {"svd": clips("static"), "svg": clips("static")}},
+            "clips.svg: no arm uses such clips",
+        ),
         ({"clips": {"svd": {}}}, "give either the root of clips that are there, or config and generation"),
         ({"clips": {"svd": clips("svd", num_frames=5)}}, "generation.num_frames: the study sets it"),
         ({"clips": {"svd": clips("motion")}}, "clips.svd.generation: generator: unknown generator 'motion'"),
@@ -172,7 +176,15 @@ def test_a_study_that_does_not_fit_the_disk_is_refused(root, monkeypatch):
     monkeypatch.setattr(study_estimate.shutil, "disk_usage", lambda path: usage)
     with pytest.raises(InputError, match=r"output_dir: the study needs about .* GB and .* has 0.0 GB free"):
         run_study(settings_for(root))
-    assert not (root / "study").exists()
+    assert not any(path.is_dir() for path in (root / "study").iterdir())
+
+
+def test_clips_of_another_length_are_refused_before_others_are_made(finished, tmp_path):
+    given = {"svd": {"root": str(finished / "study/clips/svd_t3")}, "static": clips("static")}
+    study = settings_for(finished, clips=given, num_frames=[5], output_dir=str(tmp_path / "other"))
+    with pytest.raises(InputError, match=r"num_frames is 3, expected 5"):
+        run_study(study)
+    assert not (tmp_path / "other").exists()
 
 
 def test_every_run_is_scored_on_all_its_inputs(finished):

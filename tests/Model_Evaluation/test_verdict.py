@@ -192,7 +192,7 @@ def test_the_published_comparison_and_the_domain_shift(tmp_path):
     assert "paper_3d 75.8 % against paper_2d 54.2 %: +21.7 points" in published["sentence"]
     assert rows["Does the paper's geometry cost the 2-D network accuracy?"]["answer"] == "yes"
     assert rows["Do generated first frames cost the 2-D network accuracy?"]["answer"] == "yes"
-    generation = rows["Does generation cost more than its geometry?"]
+    generation = rows["Do generated first frames cost more than the paper's geometry?"]
     assert generation["answer"] == "undecided"
     assert (
         "2d_original on original_paper_geometry 60.0 % against 2d_original on first_frame:svd" in generation["sentence"]
