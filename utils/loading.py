@@ -1,10 +1,9 @@
-"""Items decoded in worker processes, for one pass over them; training uses `utils.pixels`."""
+"""Items decoded in worker processes, for one look at them; training and evaluation use `utils.pixels`."""
 
 from __future__ import annotations
 
 import os
 
-import torch
 from torch.utils.data import DataLoader, Dataset
 
 
@@ -14,16 +13,10 @@ def num_usable_cores() -> int:
     return (os.cpu_count() or 1) if usable is None else len(usable(0))
 
 
-def build_loader(data: Dataset, *, batch_size: int, workers: int, device: torch.device | None = None) -> DataLoader:
+def build_loader(data: Dataset, *, batch_size: int, workers: int) -> DataLoader:
     """A loader in index order.
 
     Args:
         workers: at most; never more than this process has cores.
-        device: where the batches go; those for a GPU are pinned.
     """
-    return DataLoader(
-        data,
-        batch_size=batch_size,
-        num_workers=min(workers, num_usable_cores()),
-        pin_memory=device is not None and device.type == "cuda",
-    )
+    return DataLoader(data, batch_size=batch_size, num_workers=min(workers, num_usable_cores()))
