@@ -10,6 +10,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from matplotlib.transforms import ScaledTranslation
 
 from Model_Evaluation.entries import is_3d
+from Model_Evaluation.latency_noise import NOISY_RATIO, is_noisy
 
 # After Okabe and Ito, told apart by colour-blind readers, but darker: a contrast of 3 on white. Markers differ, too.
 COLOURS = ("#0072B2", "#C24E00", "#007A59", "#B0508A", "#9A6B00", "#5B3A9E", "#000000")
@@ -24,6 +25,7 @@ _COSTS = (
     ("latency_ms_median", "latency at batch 1, ms"),
     ("train_s", "training time, s"),
 )
+_LATENCY = "latency_ms_median"
 _PANEL_COLUMNS = 3
 
 
@@ -75,6 +77,8 @@ def draw_accuracy_against_cost(arms: pd.DataFrame, summary: pd.DataFrame, entry_
     """
     entries = arms[arms["entry_id"].isin(entry_ids)]
     costs = summary.groupby("entry_id")[[name for name, _ in _COSTS]].mean().reindex(entries["entry_id"]).astype(float)
+    tails = summary.groupby("entry_id")["latency_ms_p95"].mean().reindex(entries["entry_id"]).astype(float)
+    noisy = np.array([is_noisy(*times) for times in zip(costs[_LATENCY], tails, strict=True)])
     known = [(name, label) for name, label in _COSTS if (costs[name] > 0).any()]
     if not known:
         return None
@@ -84,7 +88,9 @@ def draw_accuracy_against_cost(arms: pd.DataFrame, summary: pd.DataFrame, entry_
     figure = Figure(figsize=size, layout="constrained")
     panels = figure.subplots(num_rows, num_columns, sharey=True, squeeze=False)
     for axes, (name, label) in zip(panels.flat, known, strict=False):
-        _draw_cost_panel(axes, entries, costs[name].to_numpy(), label)
+        hollow = noisy & (name == _LATENCY)
+        label += f"\nhollow: noisy, p95 above {NOISY_RATIO:g} x p50" if hollow.any() else ""
+        _draw_cost_panel(axes, entries, costs[name].to_numpy(), label, hollow)
     hide_unused(panels, len(known))
     for axes in panels[:, 0]:
         axes.set_ylabel("top-1, %", fontsize=8)
@@ -145,13 +151,14 @@ def _draw_reliability_panel(axes: Axes, rows: pd.DataFrame) -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def _draw_cost_panel(axes: Axes, entries: pd.DataFrame, costs: np.ndarray, label: str) -> None:
+def _draw_cost_panel(axes: Axes, entries: pd.DataFrame, costs: np.ndarray, label: str, hollow: np.ndarray) -> None:
     for position, (entry, cost) in enumerate(zip(entries.to_dict("records"), costs, strict=True)):
         # Entries of one network cost the same: side by side they can be told apart.
         equal = np.isclose(costs, cost, rtol=0.02)
         offset = int(equal[:position].sum()) - (int(equal.sum()) - 1) / 2
         side = ScaledTranslation(offset * _SIDE_INCHES, 0, axes.figure.dpi_scale_trans)
         style = {"marker": _MARKERS[position % len(_MARKERS)], "color": COLOURS[position % len(COLOURS)]}
+        style |= {"markerfacecolor": "white"} if hollow[position] else {}
         low, mean, high = (100 * entry[f"top1_{name}"] for name in ("low", "mean", "high"))
         bars = [[max(mean - low, 0.0)], [max(high - mean, 0.0)]]
         # Where the cost is not known there is no point, but the legend is whole.

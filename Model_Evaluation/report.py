@@ -16,6 +16,7 @@ from Model_Evaluation.report_page import (
     DotRow,
     Field,
     Pictures,
+    breakable,
     details_html,
     dots_html,
     format_interval,
@@ -24,6 +25,7 @@ from Model_Evaluation.report_page import (
     section_html,
     table_html,
 )
+from Model_Evaluation.verdict import NOT_MEASURED
 from utils.files import write_text
 
 _MOST_PICTURE_BYTES = 3_400_000  # base64 makes a third more of them; the page stays below 5 MB
@@ -57,14 +59,16 @@ _PAIR_FIELDS = [
     Field("Only B right", "only_b_right", "count"),
     Field("Cohen's h", "cohens_h", "signed"),
     Field("Detectable, points", "minimal_detectable_difference", "size"),
-    Field("Differ in", "differs_in"),
+    Field("Differ in", lambda row: format_value(_differing_keys(row), "text"), is_prose=True),
 ]
+_DIFFERENCES = Field("Differ in", "differs_in", is_prose=True)
 _WHAT_IS_COUNTED = (
     "In the tables top-1, difference, interval and Cohen's h are means over seeds and items. Both p, the counts of "
     "what only one has right, and the detectable difference are of the majority vote: one answer a source image, of "
     "all its seeds and clips."
 )
 _SEED = Field("Seed", lambda row: "all" if pd.isna(row["seed"]) else format_value(row["seed"], "count"))
+_Row = Mapping[str, Any]
 
 
 def write_report(tables: dict[str, pd.DataFrame], folder: Path) -> None:
@@ -75,23 +79,41 @@ def write_report(tables: dict[str, pd.DataFrame], folder: Path) -> None:
     """
     given = {name: frame for name, frame in tables.items() if frame is not None and not frame.empty}
     pictures = Pictures(folder / "figures", _MOST_PICTURE_BYTES)
+    answered, unanswered = _split_verdict(given)
+    accuracy = [("Accuracy", _accuracy(given)), ("Comparisons", _comparisons(given))]
+    findings = [("Findings", _findings(answered[1:] if _has_headline(answered) else answered, unanswered))]
     sections = [
-        ("Findings", _findings(given)),
-        ("Accuracy", _accuracy(given)),
-        ("Comparisons", _comparisons(given)),
+        *((findings + accuracy) if answered else (accuracy + findings)),  # what was measured comes first
         ("What to keep in mind", _caveats(given)),
         *report_sections.all_sections(given, pictures),
     ]
-    title, header = _header(given)
+    title, header = _header(answered, unanswered)
     write_text(folder / "report.html", page_html(title, header, sections))
 
 
-def _header(given: dict[str, pd.DataFrame]) -> tuple[str, str]:
-    """The page's title, and the verdict's first row."""
+def _split_verdict(given: Mapping[str, pd.DataFrame]) -> tuple[list[_Row], list[_Row]]:
+    """The verdict's rows in order: those with an answer, and those whose question was not measured."""
     if "verdict" not in given:
+        return [], []
+    rows = given["verdict"].sort_values("position").to_dict("records")
+    return [row for row in rows if row["answer"] != NOT_MEASURED], [
+        row for row in rows if row["answer"] == NOT_MEASURED
+    ]
+
+
+def _has_headline(answered: list[_Row]) -> bool:
+    return bool(answered) and answered[0]["position"] == 1
+
+
+def _header(answered: list[_Row], unanswered: list[_Row]) -> tuple[str, str]:
+    """The page's title, and the verdict's first row if it has an answer."""
+    if not _has_headline(answered):
         text = "These results hold no comparison that the rule of the verdict could be applied to."
-        return _TITLE, f'<h1>{_TITLE}</h1>\n<p class="lead">{text}</p>'
-    first = given["verdict"].sort_values("position").iloc[0]
+        if unanswered:
+            first = unanswered[0]
+            text = f"What was measured of each entry. Not measured: {first['question']} ({_reason(first).rstrip('.')})."
+        return _TITLE, f'<h1>{_TITLE}</h1>\n<p class="lead">{breakable(text)}</p>'
+    first = answered[0]
     answer = str(first["answer"]).capitalize()
     header = (
         f'<h1>{escape(str(first["question"]))}</h1>\n<p class="headline">{escape(answer)}.</p>\n'
@@ -100,26 +122,36 @@ def _header(given: dict[str, pd.DataFrame]) -> tuple[str, str]:
     return f"{first['question']} {answer}. {_TITLE}", header
 
 
-def _findings(given: dict[str, pd.DataFrame]) -> str:
-    """The verdict's other rows."""
-    if "verdict" not in given:
-        return ""
-    items = []
-    for row in given["verdict"].sort_values("position").iloc[1:].to_dict("records"):
-        heading = f"{row['question']} {str(row['answer']).capitalize()}."
-        items.append(f"<li><b>{escape(heading)}</b>{_sentence_html(row)}</li>")
-    return section_html("Findings", ['<ul class="findings">\n' + "\n".join(items) + "\n</ul>"] if items else [])
+def _findings(answered: list[_Row], unanswered: list[_Row]) -> str:
+    """The verdict's other rows; questions that were not measured are folded into one line behind them."""
+    parts = [_findings_html(answered)] if answered else []
+    if unanswered:
+        count = "1 question" if len(unanswered) == 1 else f"{len(unanswered)} questions"
+        parts.append(details_html(f"Not measured: {count}", _findings_html(unanswered)))
+    return section_html("Findings", parts)
 
 
-def _sentence_html(row: Mapping[str, Any]) -> str:
+def _findings_html(rows: list[_Row]) -> str:
+    items = [
+        f"<li><b>{escape(row['question'])} {escape(str(row['answer']).capitalize())}.</b>{_sentence_html(row)}</li>"
+        for row in rows
+    ]
+    return '<ul class="findings">\n' + "\n".join(items) + "\n</ul>"
+
+
+def _sentence_html(row: _Row) -> str:
     """The row's sentence without the answer in front; several clauses as a list."""
-    answer, sentence = str(row["answer"]), str(row["sentence"])
-    if sentence.lower().startswith(f"{answer.lower()}: "):
-        sentence = sentence[len(answer) + 2 :]
-    first, *others = split_clauses(sentence)
+    first, *others = split_clauses(_reason(row))
     if not others:
-        return f"<p>{escape(first)}</p>"
-    return "<ul>" + "".join(f"<li>{escape(clause)}</li>" for clause in (first, *others)) + "</ul>"
+        return f"<p>{breakable(first)}</p>"
+    return "<ul>" + "".join(f"<li>{breakable(clause)}</li>" for clause in (first, *others)) + "</ul>"
+
+
+def _reason(row: _Row) -> str:
+    """The row's sentence without the answer in front."""
+    answer, sentence = str(row["answer"]), str(row["sentence"])
+    is_repeated = sentence.lower().startswith(f"{answer.lower()}: ")
+    return sentence[len(answer) + 2 :] if is_repeated else sentence
 
 
 def split_clauses(sentence: str) -> list[str]:
@@ -175,7 +207,7 @@ def _comparisons(given: dict[str, pd.DataFrame]) -> str:
         ]
     if len(comparisons) > len(planned):
         caption = "All comparisons, and each seed by itself, which decides nothing"
-        fields = [*_PAIR_FIELDS[:2], _SEED, *_PAIR_FIELDS[2:]]
+        fields = [*_PAIR_FIELDS[:2], _SEED, *_PAIR_FIELDS[2:-1], _DIFFERENCES]
         table = table_html(caption, fields, comparisons.to_dict("records"), _is_unmatched)
         count = format_value(len(comparisons), "count")
         parts.append(details_html(f"All comparisons, seed by seed ({count} rows)", table))
@@ -194,10 +226,15 @@ def _is_unmatched(pair: Mapping[str, Any]) -> bool:
     return bool(pair["differs_in"])
 
 
+def _differing_keys(pair: Mapping[str, Any]) -> str:
+    """The keys alone: their values, which may be long, stand in the notes."""
+    return ", ".join(part.partition(": ")[0] for part in str(pair["differs_in"]).split("; ") if part)
+
+
 def _caveats(given: dict[str, pd.DataFrame]) -> str:
     """What the tables themselves say against reading too much into them."""
     sentences = [*_pair_caveats(given.get("comparisons")), *_arm_caveats(given.get("arms"))]
-    return section_html("What to keep in mind", [f'<p class="note">{escape(text)}</p>' for text in sentences])
+    return section_html("What to keep in mind", [f'<p class="note">{breakable(text)}</p>' for text in sentences])
 
 
 def _pair_caveats(comparisons: pd.DataFrame | None) -> list[str]:

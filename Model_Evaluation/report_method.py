@@ -53,7 +53,7 @@ def method_parts(given: dict[str, pd.DataFrame]) -> list[str]:
         rows = given["summary"].drop_duplicates("entry_id").to_dict("records")
         parts.append(table_html("What was trained and tested on what", fields, rows))
     if "protocol_values" in given:
-        fields = [Field("Setting", "key"), Field("Value", "value"), Field("Of", "of")]
+        fields = [Field("Setting", "key"), Field("Value", "value", is_prose=True), Field("Of", "of", is_prose=True)]
         parts.append(table_html("What the protocols set", fields, _protocol_rows(given)))
     if not parts:
         return []

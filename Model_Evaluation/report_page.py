@@ -21,6 +21,7 @@ _LARGE_BYTES = 150_000  # a larger picture is embedded as JPEG where that is sma
 _JPEG_QUALITY = 78
 _CSS_DPI = 96
 _MOST_STEPS = 6
+_SHORT_WORD = 8
 
 FORMATS: dict[str, Callable[[Any], str]] = {
     "text": str,
@@ -61,11 +62,13 @@ class Field:
         heading: with the unit.
         value: the column's name in the row, or a function of the row that gives text.
         kind: of `format_value`, for a column's name.
+        is_prose: long text that is set in lines; all other cells are kept in one.
     """
 
     heading: str
     value: str | Callable[[Mapping[str, Any]], str]
     kind: str = "text"
+    is_prose: bool = False
 
     @property
     def is_number(self) -> bool:
@@ -91,14 +94,14 @@ def table_html(
     head = "".join(f'<th scope="col"{_class_of(entry)}>{escape(entry.heading)}</th>' for entry in fields)
     body = []
     for row in rows:
-        cells = [f'<th scope="row" class="keep"><code>{_breakable(fields[0].text_of(row))}</code></th>']
-        cells += [f"<td{_class_of(entry)}>{_breakable(entry.text_of(row))}</td>" for entry in fields[1:]]
+        cells = [f'<th scope="row" class="keep"><code>{breakable(fields[0].text_of(row))}</code></th>']
+        cells += [f"<td{_class_of(entry)}>{breakable(entry.text_of(row))}</td>" for entry in fields[1:]]
         style = ' class="marked"' if marked and marked(row) else ""
         body.append(f"<tr{style}>{''.join(cells)}</tr>")
     label = escape(caption, quote=True)
     return (
         f'<div class="scroll" tabindex="0" role="region" aria-label="{label}">\n<table>\n'
-        f"<caption><span>{escape(caption)}</span></caption>\n<thead><tr>{head}</tr></thead>\n<tbody>\n"
+        f"<caption><span>{breakable(caption)}</span></caption>\n<thead><tr>{head}</tr></thead>\n<tbody>\n"
         + "\n".join(body)
         + "\n"
         "</tbody>\n</table>\n</div>"
@@ -191,7 +194,7 @@ class Pictures:
         image = f'<img src="{source}" width="{width}" height="{height}" alt="{escape(alt, quote=True)}">'
         return (
             f'<figure>\n<div class="card" tabindex="0" role="group" aria-label="{escape(caption, quote=True)}">'
-            f"{image}</div>\n<figcaption>{escape(caption)}</figcaption>\n</figure>"
+            f"{image}</div>\n<figcaption>{breakable(caption)}</figcaption>\n</figure>"
         )
 
     def description(self, name: str) -> str:
@@ -202,7 +205,7 @@ class Pictures:
 
 def details_html(summary: str, body: str, *, is_open: bool = False) -> str:
     """A part that can be opened and closed."""
-    return f"<details{' open' if is_open else ''}>\n<summary>{escape(summary)}</summary>\n{body}\n</details>"
+    return f"<details{' open' if is_open else ''}>\n<summary>{breakable(summary)}</summary>\n{body}\n</details>"
 
 
 def section_html(heading: str, parts: list[str]) -> str:
@@ -242,7 +245,7 @@ def _dot_row_html(row: DotRow, grid: str, place: Callable[[float], str]) -> str:
         f'<circle class="seed" cx="{place(point)}" cy="84%" r="2"/>' for point in row.points if not math.isnan(point)
     )
     return (
-        f'<li class="{row.style}"><span class="label"><code>{_breakable(row.label, "/")}</code></span>'
+        f'<li class="{row.style}"><span class="label"><code>{breakable(row.label)}</code></span>'
         f'<svg aria-hidden="true">{grid}{marks}</svg><span class="value">{escape(row.text)}</span></li>'
     )
 
@@ -268,12 +271,22 @@ def _read_picture(path: Path) -> tuple[str, bytes, int, int]:
 
 
 def _class_of(entry: Field) -> str:
-    return ' class="num"' if entry.is_number else ""
+    name = "num" if entry.is_number else "prose" if entry.is_prose else ""
+    return f' class="{name}"' if name else ""
 
 
-def _breakable(text: str, behind: str = "/:_") -> str:
-    """Escaped, with places where a long id may be broken; in tables the style allows it in print only."""
-    return "<wbr>".join(escape(part) for part in re.split(f"(?<=[{behind}])", text))
+def breakable(text: str) -> str:
+    """Escaped, with the places where a long name may be broken: behind `/` and `:`, and behind `_` not too soon.
+
+    In tables the style allows it in print only.
+    """
+    parts: list[str] = []
+    for part in re.split(r"(?<=[/:_])(?=\w)", text):
+        if parts and parts[-1].endswith("_") and len(parts[-1].split()[-1]) < _SHORT_WORD:
+            parts[-1] += part  # `2d_` at the end of a line would read badly
+        else:
+            parts.append(part)
+    return "<wbr>".join(map(escape, parts))
 
 
 def _anchor(heading: str) -> str:

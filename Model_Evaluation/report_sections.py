@@ -9,6 +9,7 @@ import pandas as pd
 from Model_Evaluation.discordant_sheets import SHEET_FAMILIES, sheet_name
 from Model_Evaluation.entries import over_seeds, own_entry_ids
 from Model_Evaluation.figures import difference_name, mean_shares, pairs_with_figures, safe_name
+from Model_Evaluation.report_costs import cost_parts, end_to_end_parts, entry_means
 from Model_Evaluation.report_method import glossary_parts, method_parts
 from Model_Evaluation.report_page import (
     Field,
@@ -24,40 +25,6 @@ _OPEN_DIFFERENCES = 2
 _MOST_CONFUSIONS = 12  # in the report; every run's is in the folder of figures
 _MOST_CLASSES = 30  # in the table of classes of the report; `per_class_metrics.csv` has all
 
-_COSTS = [
-    Field("Entry", "entry_id"),
-    Field("Top-1, %", "top1_fraction", "percent"),
-    Field("Parameters, million", "num_parameters", "millions"),
-    Field("Passes an item", "num_passes", "count"),
-    Field("Nominal GMACs", "nominal_gmacs", "measure"),
-    Field("Executed GMACs", "executed_gmacs", "measure"),
-    Field("Latency p50, batch 1, ms", "latency_ms_median", "measure"),
-    Field("p95, ms", "latency_ms_p95", "measure"),
-    Field("Items a second", "items_per_s", "measure"),
-    Field("Training, s", "train_s", "measure"),
-    Field("Generation of an item, s", "generation_s_per_item", "measure"),
-]
-_LATENCIES = [
-    Field("Entry", "entry_id"),
-    Field("Device", "device"),
-    Field("Precision", "precision"),
-    Field("Batch", "batch_size", "count"),
-    Field("Repetitions", "num_repetitions", "count"),
-    Field("p50, ms", "latency_ms_p50", "measure"),
-    Field("p95, ms", "latency_ms_p95", "measure"),
-    Field("Items a second", "items_per_s", "measure"),
-    Field("First batch's share, %", "first_batch_share", "percent"),
-]
-_STAGES = [
-    Field("Entry", "entry_id"),
-    Field("Generator", "generator"),
-    Field("Device", "device"),
-    Field("Batch", "batch_size", "count"),
-    Field("Stage", "stage"),
-    Field("p50, ms", "stage_ms_p50", "measure"),
-    Field("p95, ms", "stage_ms_p95", "measure"),
-    Field("Share of the total, %", "share_of_total", "percent"),
-]
 _CALIBRATION = [
     Field("Entry", "entry_id"),
     Field("Calibration error, %", "calibration_error", "percent"),
@@ -84,8 +51,8 @@ _CLASSES = [
 def all_sections(given: dict[str, pd.DataFrame], pictures: Pictures) -> list[tuple[str, str]]:
     """Heading and HTML of each section, empty where the tables or pictures have nothing for it."""
     parts = {
-        "Cost": _cost(given, pictures),
-        "From image to answer": _end_to_end(given),
+        "Cost": cost_parts(given, pictures),
+        "From image to answer": end_to_end_parts(given),
         "Calibration": _calibration(given, pictures),
         "Classes": _classes(given, pictures),
         "Confusion": _confusion(given, pictures),
@@ -102,13 +69,6 @@ def all_sections(given: dict[str, pd.DataFrame], pictures: Pictures) -> list[tup
             f'<p class="muted">To keep this page small, figures that stand in the folder of figures only: {names}.</p>'
         )
     return [(heading, section_html(heading, html)) for heading, html in parts.items()]
-
-
-def entry_means(summary: pd.DataFrame) -> pd.DataFrame:
-    """One row an entry: the means over its runs of all columns with numbers."""
-    numbers = [name for name in summary.columns if pd.api.types.is_numeric_dtype(summary[name])]
-    means = summary.astype(dict.fromkeys(numbers, "float64")).groupby("entry_id", sort=False)[numbers].mean()
-    return means.reset_index()
 
 
 def describe_confusion(rows: pd.DataFrame) -> str:
@@ -131,38 +91,6 @@ def describe_difference(rows_a: pd.DataFrame, rows_b: pd.DataFrame) -> str:
     own = pd.Series({label: shares.loc[label, label] for label in shares.index}).fillna(0.0)
     ends = [f"{names[label]} {format_value(own[label], 'points')} points" for label in (own.idxmax(), own.idxmin())]
     return f"recall of the classes goes from {ends[1]} to {ends[0]}."
-
-
-def _cost(given: dict[str, pd.DataFrame], pictures: Pictures) -> list[str]:
-    if "summary" not in given:
-        return []
-    means = entry_means(given["summary"])
-    rows = means.to_dict("records")
-    points = "; ".join(
-        f"{row['entry_id']} {format_value(row['top1_fraction'], 'percent')} % at "
-        f"{format_value(row['nominal_gmacs'], 'measure')} nominal GMACs"
-        for row in means[means["entry_id"].isin(own_entry_ids(given["summary"]))].to_dict("records")
-    )
-    caption = "Top-1 with its 95 % interval against what it costs. Points of equal cost stand side by side."
-    parts = [
-        pictures.html("accuracy_against_cost", f"Top-1 against cost. {points}.", caption),
-        table_html("Cost of each entry beside its accuracy, averaged over its runs", _COSTS, rows),
-    ]
-    if "latency" in given:
-        times = given["latency"].to_dict("records")
-        table = table_html("Latency of single passes, warm-up excluded, device synchronised", _LATENCIES, times)
-        parts.append(details_html("Latency of every run and batch size", table))
-    return parts
-
-
-def _end_to_end(given: dict[str, pd.DataFrame]) -> list[str]:
-    if "end_to_end" not in given:
-        return []
-    names, numbers = ["entry_id", "generator", "device", "batch_size", "stage"], ["stage_ms_p50", "stage_ms_p95"]
-    groups = given["end_to_end"].groupby(names, sort=False)[[*numbers, "share_of_total"]]
-    caption = "Latency from the image through generation to the answer, stage by stage, averaged over runs"
-    rows = groups.mean().reset_index().to_dict("records")
-    return [table_html(caption, _STAGES, rows, lambda row: row["stage"] == "total")]
 
 
 def _calibration(given: dict[str, pd.DataFrame], pictures: Pictures) -> list[str]:

@@ -2,8 +2,8 @@
 
 python -m Model_Evaluation.study --config Model_Evaluation/study.yaml [--dry-run] [output_dir=DIR seeds=[0] ...]
 
---dry-run prints the plan (runs, time, disk) and stops. Run the same command again after an interruption: finished arms
-are not redone. Exit code 1: all that could be done is done, but some arms have failed.
+Run the same command again after an interruption: finished arms are not redone. Exit code 1: all that could be done is
+done, but some arms have failed.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from utils.errors import run_script
 
 def main() -> None:
     """Read the settings, run the study."""
-    arguments = ["dry_run=true" if argument == "--dry-run" else argument for argument in sys.argv[1:]]
-    settings = read_settings(StudySettings, __doc__, Path(__file__).with_name("study.yaml"), arguments)
+    flags = {"dry_run": "print the plan (runs, time, disk) and stop"}
+    settings = read_settings(StudySettings, __doc__, Path(__file__).with_name("study.yaml"), flags=flags)
     from Model_Evaluation.study_journal import ArmsFailed  # heavy imports come after the config has been read
     from Model_Evaluation.study_run import run_study
 

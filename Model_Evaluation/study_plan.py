@@ -104,16 +104,18 @@ def plan_runs(study: StudySettings, clips: Mapping[tuple[str, int], ClipSet]) ->
     Raises:
         InputError: training settings that are wrong, all problems at once.
     """
-    runs, problems = [], []
+    runs: list[PlannedRun] = []
+    problems: dict[str, list[str]] = {}
     for seed in study.seeds:
         for name in study.arms:
             for num_frames in frames_of(ARMS[name], study):
                 try:
                     runs.append(_plan_run(name, num_frames, seed, study, clips))
                 except InputError as error:
-                    problems.append(str(error))
+                    problems.setdefault(str(error), []).append(name)
     if problems:
-        raise InputError("\n".join(dict.fromkeys(problems)))
+        texts = (f"{_listed(arms)}: {text}" for text, arms in problems.items())
+        raise InputError("\n".join(texts))
     require_equal_protocols(runs)
     return runs
 
@@ -217,9 +219,7 @@ def _training_settings(
         if clip_set is not None:
             raw |= places | {"clips_root": str(clip_set.root)}
     origin = " and ".join(given)
-    settings = build_settings(
-        _SETTINGS[arm.network], raw, f"{origin} (arm {run_id.rsplit('_s', 1)[0]})", check_paths=False
-    )
+    settings = build_settings(_SETTINGS[arm.network], raw, origin, check_paths=False)
     _require_trainable(settings, arm, origin)
     return settings
 
@@ -232,3 +232,8 @@ def _require_trainable(settings: TrainingSettings, arm: Arm, origin: str) -> Non
             f"{origin}.selection: is {settings.selection!r}; the arms of a study choose their epoch on a hold-out of "
             "the training set, which all share: set selection: hold_out"
         )
+
+
+def _listed(arms: list[str]) -> str:
+    names = list(dict.fromkeys(arms))
+    return f"{'arm' if len(names) == 1 else 'arms'} {', '.join(names)}"

@@ -14,7 +14,7 @@ from pathlib import Path
 from Baseline_VGG.training import run_training as train_baseline
 from Inflated_3D_VGG.training import run_training as train_inflated
 from Model_Evaluation.settings import EvaluationSettings
-from Model_Evaluation.study_journal import ArmsFailed, Journal
+from Model_Evaluation.study_journal import ArmsFailed, Journal, describe_shortfalls
 from Model_Evaluation.study_plan import ClipSet, PlannedRun, is_trained, plan_clips, plan_runs
 from Model_Evaluation.study_settings import StudySettings
 from Model_Evaluation.study_sources import require_all_sources, require_given_clips, share_hold_out
@@ -56,7 +56,8 @@ def run_study(study: StudySettings) -> Path | None:
     # 3. Train and score, arm by arm.
     scored = {run: _finish(run, study, missing, journal) for run in runs}
     if not any(scored.values()):
-        raise InputError(f"no arm could be scored; {journal.path} says why. The first: {journal.shortfalls()[0][1]}")
+        lines = "\n".join(f"  {line}" for line in describe_shortfalls(journal.shortfalls()))
+        raise InputError(f"no arm could be scored ({journal.path}):\n{lines}")
 
     # 4. Everything that follows.
     results = write_results(study, scored)
@@ -97,8 +98,11 @@ def _finish(
         scored, notes = _score(run, study, missing)
     except Exception as error:
         _raise_if_disk_full(error)
-        log.warning("%s has failed: %s", run.run_id, _reason(error), exc_info=not isinstance(error, InputError))
-        journal.record(run, "failed", _reason(error))
+        first = journal.record(run, "failed", _reason(error))
+        if first != run.run_id:
+            log.warning("%s has failed for the same reason as %s", run.run_id, first)
+        else:
+            log.warning("%s has failed: %s", run.run_id, _reason(error), exc_info=not isinstance(error, InputError))
         return []
     journal.record(run, "done", "; ".join(notes))
     return scored
@@ -110,7 +114,8 @@ def _train(run: PlannedRun, study: StudySettings, journal: Journal) -> None:
             raise InputError(f"{run.weights_of} is not trained: {journal.reason(run.weights_of)}")
         return
     checked = build_settings(type(run.settings), run.settings.model_dump(mode="json"), f"arm {run.run_id}")
-    log.info("%s: training", run.run_id)
+    if not is_trained(run.run_id, study):
+        log.info(journal.describe_progress(run))
     require_all_sources(run, study)
     try:
         _TRAINERS[run.arm.network](checked)

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from Model_Evaluation.arms import ARMS
-from Model_Evaluation.settings import EndToEndSettings, LatencySettings
+from Model_Evaluation.settings import EndToEndSettings, LatencySettings, require_image_set
 from utils.config import InputPath, NonNegativeInt, PositiveInt, Settings
 from utils.settings import Device, Precision
 
@@ -104,6 +104,13 @@ class StudySettings(Settings):
     def timed_seed(self) -> int:
         """The seed whose networks are timed from end to end and shown in pictures."""
         return min(self.seeds)
+
+    @field_validator("images_root")
+    @classmethod
+    def _is_an_image_set(cls, images_root: Path, info: ValidationInfo) -> Path:
+        if (info.context or {}).get("check_paths", True):
+            require_image_set(images_root, ("train", "val"))
+        return images_root
 
     @classmethod
     def complete(cls, raw: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -74,13 +74,17 @@ def require_given_clips(sets: Iterable[ClipSet]) -> None:
     """Look at the indices of clips that are there, before anything is made.
 
     Raises:
-        InputError: an index that is missing or malformed, or clips of another length.
+        InputError: an index that is missing or malformed, or clips of another length; names the kind of clips.
     """
     for clips in sets:
-        if clips.generation is None:
-            for split, csv_path in (("train", clips.train_csv), ("val", clips.val_csv)):
+        if clips.generation is not None:
+            continue
+        for split, csv_path in (("train", clips.train_csv), ("val", clips.val_csv)):
+            try:
                 place = locate_clip_index(clips.root, csv_path, split)
                 read_clip_index(*place, num_frames=clips.num_frames, verify=False)
+            except InputError as error:
+                raise InputError(f"clips.{clips.kind}: {error}") from None
 
 
 def require_all_sources(run: PlannedRun, study: StudySettings) -> None:

@@ -12,7 +12,7 @@ import inspect
 import json
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
@@ -47,24 +47,41 @@ PositiveFloat = Annotated[float, Field(gt=0)]
 NonNegativeFloat = Annotated[float, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
+# What a value must look like, by the pattern that checks it: a regular expression is no sentence.
+PATTERN_WORDS = {
+    r"^(auto|cpu|cuda(:\d+)?|mps)$": "auto, cpu, cuda, cuda:N or mps",
+    r"^[0-9a-f]{32}$": "32 of the digits 0 to 9 and a to f",
+    r"^\S.*$": "text that begins with no blank",
+    r"^[^.\s/\\\x00-\x1f][^/\\\x00-\x1f]*$": "a folder's name, without slashes and not hidden",
+    r"^[A-Za-z0-9][A-Za-z0-9_.\-]*$": "letters, digits, '_', '.' and '-', the first a letter or digit",
+}
+
 AnySettings = TypeVar("AnySettings", bound=Settings)
+_NUMBERS = {1: "one", 2: "two", 3: "three"}
 
 
 def read_settings(
-    settings_class: type[AnySettings], doc: str | None, default_config: Path, argv: list[str] | None = None
+    settings_class: type[AnySettings],
+    doc: str | None,
+    default_config: Path,
+    argv: Sequence[str] | None = None,
+    *,
+    flags: Mapping[str, str] | None = None,
 ) -> AnySettings:
     """Read a stage's settings from `--config` (default: the script's own YAML) and `key=value` overrides.
 
     Args:
         doc: the script's docstring, shown by `--help`.
         default_config: the YAML used without `--config`.
+        flags: keys that are set to true by an option of their name (`dry_run` by `--dry-run`), with its help.
 
     Raises:
         InputError: all problems of the file and the overrides, each with its key and a suggestion.
     """
-    arguments = _parse_arguments(settings_class, doc, default_config, argv)
-    raw = _merge_sources(settings_class, arguments.config, arguments.overrides)
-    origin = str(arguments.config) + (" with the overrides" if arguments.overrides else "")
+    arguments = _parse_arguments(settings_class, doc, default_config, argv, flags or {})
+    overrides = [*arguments.overrides, *(f"{key}=true" for key in flags or {} if getattr(arguments, key))]
+    raw = _merge_sources(settings_class, arguments.config, overrides)
+    origin = str(arguments.config) + (" with the overrides" if overrides else "")
     settings = build_settings(settings_class, raw, origin, check_paths=not arguments.print_config)
     if arguments.print_config:
         print(dump_settings(settings), end="")
@@ -122,7 +139,11 @@ def dump_yaml(content: Mapping[str, Any]) -> str:
 
 
 def _parse_arguments(
-    settings_class: type[Settings], doc: str | None, default_config: Path, argv: list[str] | None
+    settings_class: type[Settings],
+    doc: str | None,
+    default_config: Path,
+    argv: Sequence[str] | None,
+    flags: Mapping[str, str],
 ) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=doc,
@@ -133,8 +154,10 @@ def _parse_arguments(
         default_config = default_config.relative_to(Path.cwd())  # as the user would type it
     parser.add_argument("--config", type=Path, default=default_config, help=f"YAML file (default: {default_config})")
     parser.add_argument("--print-config", action="store_true", help="print the resolved settings and stop")
+    for key, text in flags.items():
+        parser.add_argument(f"--{key.replace('_', '-')}", action="store_true", help=text)
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="override a key, e.g. lr=1e-4 data.root=DIR")
-    return parser.parse_args(argv)
+    return parser.parse_intermixed_args(argv)  # options may stand between overrides
 
 
 def _describe_settings(settings_class: type[Settings]) -> str:
@@ -274,16 +297,28 @@ def _describe_problem(settings_class: type[Settings], item: Mapping[str, Any]) -
         )
     if item["type"] == "missing":
         return f"{key!r} is missing; add it"
-    message = item["msg"].removeprefix("Value error, ")
-    for technical, plain in (("a valid array", "a list"), ("an object", "a section"), ("a valid string", "text")):
-        message = message.replace(technical, plain)
-    if item["type"] != "value_error":  # ours are written as they should be, and may begin with a path
-        message = message[0].lower() + message[1:]
+    message = _say(item)
     if not key:
         return message
     if item["type"] == "value_error":
         return f"{key}: {message}"
     return f"{key}: {message} (got {_shorten(item['input'])})"
+
+
+def _say(item: Mapping[str, Any]) -> str:
+    """What is wrong with a value, in the words of a person."""
+    kind, message, context = item["type"], item["msg"], item.get("ctx", {})
+    if kind == "value_error":  # ours are written as they should be, and may begin with a path
+        return message.removeprefix("Value error, ")
+    if kind == "string_pattern_mismatch" and context["pattern"] in PATTERN_WORDS:
+        return f"expected {PATTERN_WORDS[context['pattern']]}"
+    if kind == "too_short":
+        return f"give at least {_NUMBERS.get(context['min_length'], context['min_length'])}"
+    if kind == "too_long":
+        return f"give at most {_NUMBERS.get(context['max_length'], context['max_length'])}"
+    for technical, plain in (("a valid array", "a list"), ("an object", "a section"), ("a valid string", "text")):
+        message = message.replace(technical, plain)
+    return message[0].lower() + message[1:]
 
 
 def _shorten(value: Any) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
+from html import escape
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -19,7 +20,8 @@ from Model_Evaluation.entries import over_seeds
 from Model_Evaluation.figures import BAR, INTERVAL, write_figures
 from Model_Evaluation.figures_study import COLOURS
 from Model_Evaluation.report import split_clauses, write_report
-from Model_Evaluation.report_page import format_interval, format_value, nice_ticks
+from Model_Evaluation.report_page import breakable, format_interval, format_value, nice_ticks
+from Model_Evaluation.verdict import NOT_MEASURED
 
 NASTY = '<script>alert("x")</script> & <b>ox'
 ACCURACIES = {
@@ -150,6 +152,79 @@ def test_the_verdict_comes_first(page, tables):
     findings = "".join(page.texts("main"))
     for row in tables["verdict"].iloc[1:].to_dict("records"):
         assert f"{row['question']} {row['answer'].capitalize()}." in findings
+
+
+def _written(tables: dict[str, pd.DataFrame], folder: Path) -> Page:
+    write_report(tables, folder)
+    return Page((folder / "report.html").read_text(encoding="utf-8"))
+
+
+def test_questions_that_were_not_measured_are_one_line_behind_the_others(html, tables):
+    verdict = tables["verdict"]
+    unanswered = verdict["answer"] == NOT_MEASURED
+    assert 0 < unanswered.sum() < len(verdict) - 1 and not unanswered.iloc[0]
+    section = html[html.index('<section id="findings">') : html.index('<section id="accuracy">')]
+    shown, folded = section.split("<details>")
+    assert f"<summary>Not measured: {unanswered.sum()} questions</summary>" in folded
+    for row, is_folded in zip(verdict.iloc[1:].to_dict("records"), unanswered.iloc[1:], strict=True):
+        question = escape(row["question"])
+        assert (question in folded, question in shown) == (is_folded, not is_folded)
+
+
+def test_a_report_whose_headline_was_not_measured_opens_with_what_was(tables, tmp_path):
+    verdict = tables["verdict"].copy()
+    verdict.loc[verdict["position"] == 1, ["answer", "sentence"]] = [NOT_MEASURED, "Not measured: no shuffled clips."]
+    page = _written(tables | {"verdict": verdict}, tmp_path)
+    assert page.texts("title") == page.texts("h1") == ["Evaluation report"]
+    (lead,) = [text for _, attrs, text in page.all("p") if attrs.get("class") == "lead"]
+    assert lead == "What was measured of each entry. Not measured: Does motion help? (no shuffled clips)."
+    assert page.texts("h2")[:2] == ["Findings", "Accuracy"]
+    count = (verdict["answer"] == NOT_MEASURED).sum()
+    assert f"Not measured: {count} questions" in page.texts("summary")
+
+
+def test_a_report_without_any_answer_shows_the_accuracy_first(tables, tmp_path):
+    verdict = tables["verdict"].iloc[:1].assign(answer=NOT_MEASURED, sentence="Not measured: there is one entry.")
+    page = _written(tables | {"verdict": verdict}, tmp_path)
+    assert page.texts("h2")[:4] == ["Accuracy", "Comparisons", "Findings", "What to keep in mind"]
+    assert "Not measured: 1 question" in page.texts("summary")
+
+
+@pytest.mark.parametrize(
+    ("name", "parts"),
+    [
+        ("2d_original/original_paper_geometry", ["2d_original/", "original_", "paper_geometry"]),
+        ("3d_camera/clip:camera_motion/t3", ["3d_camera/", "clip:", "camera_motion/", "t3"]),
+        ("lr: 0.1 / 0.01 for a_b", ["lr: 0.1 / 0.01 for a_b"]),
+        ("first_second_third_fourth", ["first_second_", "third_fourth"]),
+        ("<b>/&", ["&lt;b&gt;/&amp;"]),
+        ("", [""]),
+    ],
+)
+def test_long_names_break_behind_their_separators_only(name, parts):
+    assert breakable(name).split("<wbr>") == parts
+
+
+def test_no_style_breaks_words_or_hides_that_there_is_more(page):
+    style = page.texts("style")[0]
+    assert "anywhere" not in style and "word-break" not in style and "hyphens" not in style
+    (rule,) = re.findall(r"\.scroll, \.card \{\s*overflow-x: auto;([^}]*)\}", style)
+    assert rule.count("no-repeat local") == rule.count("no-repeat scroll") == 2  # covers move along, shadows do not
+    in_print = style[style.index("@media print") :]
+    assert ".scroll, .card { overflow: visible; background: none; }" in in_print
+
+
+def test_what_planned_pairs_differ_in_is_short_in_the_table_and_whole_elsewhere(page, tables):
+    planned = over_seeds(tables["comparisons"])
+    unmatched = planned[planned["differs_in"] != ""]
+    assert set(unmatched["differs_in"]) == {"selection_split: hold_out / val", "lr: 0.001 / 0.01"}
+    keys = {row["entry_b"]: row["differs_in"].split(":")[0] for row in unmatched.to_dict("records")}
+    cells = {cells[1]: cells[-1] for cells in page.table("Planned comparisons")}
+    assert {entry_b: cells[entry_b] for entry_b in keys} == keys
+    assert {cells[-1] for cells in page.table("All comparisons")} == {
+        *tables["comparisons"]["differs_in"],
+        "\u2013",
+    } - {""}
 
 
 def test_contrast_is_enough_in_both_modes(page):

@@ -14,13 +14,13 @@ from samples import write_image_set
 
 import utils.files
 from Model_Evaluation.arms import ARMS
-from Model_Evaluation.study_journal import ArmsFailed
+from Model_Evaluation.study_journal import ArmsFailed, Journal, describe_shortfalls
 from Model_Evaluation.study_plan import plan_clips, plan_runs
 from Model_Evaluation.study_run import run_study
 from Model_Evaluation.study_settings import StudySettings
 from Model_Evaluation.study_sources import common_sources, read_training_clips
 from utils.artifacts import ARMS as ARMS_TABLE
-from utils.artifacts import COMPARISONS, HOLD_OUT, PREDICTIONS, STUDY, VERDICT, read_table
+from utils.artifacts import COMPARISONS, HOLD_OUT, PREDICTIONS, STUDY, TRAINING_TIME, VERDICT, read_table, write_table
 from utils.checkpoints import read_description
 from utils.config import build_settings
 from utils.errors import InputError, Terminated
@@ -127,7 +127,11 @@ def test_the_number_of_frames_is_an_axis(root):
         ({"inflated": {"augmentation": {"horizontal_flip": True}}}, r"augmentation: is .* in arm 2d_original and"),
         ({"inflated": {"weights": "imagenet"}}, r"weights: is 'none' in arm 2d_original and 'imagenet'"),
         ({"training": {"protocol": "none", "seed": 3}}, r"training.seed: the study sets it"),
-        ({"training": {"protocol": "none", "lr": "fast"}}, r"training and baseline \(arm 2d_original\): lr"),
+        ({"training": {"protocol": "none", "lr": "fast"}}, r"^arm 2d_original: training and baseline: lr: .*\n"),
+        (
+            {"arms": ["2d_original", "2d_mix"], "training": {"lr": "x"}},
+            r"^arms 2d_original, 2d_mix: training and baseline: lr[^\n]*$",
+        ),
         ({"arms": ["3d_motion"]}, "unknown arm '3d_motion'; known: 2d_original"),
         ({"arms": ["2d_tta"]}, "2d_tta uses the weights of 2d_original; add it"),
         ({"arms": ["3d_camera"]}, "clips.camera_motion is missing, which arm 3d_camera needs"),
@@ -185,6 +189,26 @@ def test_clips_of_another_length_are_refused_before_others_are_made(finished, tm
     with pytest.raises(InputError, match=r"num_frames is 3, expected 5"):
         run_study(study)
     assert not (tmp_path / "other").exists()
+
+
+def test_given_clips_that_are_wrong_are_named_by_their_kind(root):
+    (root / "empty").mkdir()
+    given = {"svd": {"root": str(root / "empty")}, "static": clips("static")}
+    with pytest.raises(InputError, match=r"^clips\.svd: train_csv: there is neither .*empty/train\.csv nor train\.csv"):
+        run_study(settings_for(root, clips=given))
+
+
+@pytest.mark.parametrize("lost", ["train.csv", "val.csv"])
+def test_an_image_set_without_an_index_is_named_by_the_study_s_own_key(root, lost):
+    (root / "images" / lost).unlink()
+    sentence = (
+        f"test: images_root: {root / 'images'} has neither {lost} (run Data_Sourcing) nor wnids.txt (the raw layout)"
+    )
+    with pytest.raises(InputError) as error:
+        settings_for(root)
+    assert str(error.value) == sentence
+    (root / "images/wnids.txt").write_text("n00000001\n")
+    assert settings_for(root).images_root == root / "images"
 
 
 def test_every_run_is_scored_on_all_its_inputs(finished):
@@ -268,6 +292,47 @@ def test_a_failed_arm_is_a_row_and_the_others_are_done(root):
     run(root, **changes | {"clips": kinds | {"static": clips("static")}})
     rows = read_table(root / "study/study.csv", STUDY)
     assert set(rows["status"]) == {"done"}
+
+
+def test_one_mistake_is_said_once_with_the_runs_that_have_it(root, monkeypatch, caplog):
+    from Model_Evaluation import study_run
+
+    def fail(settings):
+        raise RuntimeError(f"no kernel for {settings.output_dir}")
+
+    for network in ("baseline", "inflated"):
+        monkeypatch.setitem(study_run._TRAINERS, network, fail)
+    with pytest.raises(InputError) as error:
+        run(root, arms=["2d_original", "2d_tta", "3d_svd"])
+    (line,) = str(error.value).splitlines()[1:]
+    names = "2d_original (seeds 0, 1), 2d_tta (seeds 0, 1), 3d_svd_t3 (seeds 0, 1)"
+    assert line == f"  {names}: RuntimeError: no kernel for {root}/study/runs/RUN"
+    assert sum("no kernel" in record.getMessage() for record in caplog.records) == 1
+    assert "3d_svd_t3_s1 has failed for the same reason as 2d_original_s0" in caplog.messages
+    reasons = read_table(root / "study/study.csv", STUDY).set_index("training_id")["reason"]  # each row keeps its own
+    assert reasons["3d_svd_t3_s1"] == f"RuntimeError: no kernel for {root}/study/runs/3d_svd_t3_s1"
+
+
+def test_different_mistakes_are_said_each(root):
+    first, other = plan(root, seeds=[0])
+    lines = describe_shortfalls([(first, "a disk"), (other, "weights of 3d_svd_t3_s0 are gone")])
+    assert lines == ["2d_original_s0: a disk", "3d_svd_t3_s0: weights of 3d_svd_t3_s0 are gone"]
+
+
+def test_progress_names_the_arm_and_what_is_left(root):
+    runs = plan(root, arms=["2d_original", "2d_tta", "3d_svd"], seeds=[0, 1, 2])
+    by_id = {planned.run_id: planned for planned in runs}
+    journal = Journal(root / "study.csv", runs)
+    assert journal.describe_progress(by_id["2d_original_s0"]) == "training 1 of 6: 2d_original_s0; 5 to follow"
+    for name, seconds in (("2d_original_s0", 100.0), ("3d_svd_t3_s0", 500.0), ("2d_original_s2", 140.0)):
+        row = {"first_update": 1, "last_update": 3, "train_s": seconds, "device": "cpu"}
+        write_table([row], root / "runs" / name / "training_time.csv", TRAINING_TIME)
+        journal.record(by_id[name], "done")
+    # 2d_original_s2 is done: what is left are one 2d_original (120 s, the mean of two) and two 3d_svd.
+    text = "training 3 of 6: 2d_original_s1; 2 to follow, about 19 min with this one"
+    assert journal.describe_progress(by_id["2d_original_s1"]) == text
+    text = "training 6 of 6: 3d_svd_t3_s2; the last one, about 8 min with this one"
+    assert journal.describe_progress(by_id["3d_svd_t3_s2"]) == text
 
 
 @pytest.mark.exhaustive
