@@ -8,11 +8,11 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import AliasChoices, Field, model_validator
 
 from utils.config import Fraction, InputPath
-from utils.settings import TrainingSettings
+from utils.settings import VggSettings
 
 
-class BaselineSettings(TrainingSettings):
-    """`train.py`; all other keys are described in `utils.settings.TrainingSettings`.
+class BaselineSettings(VggSettings):
+    """`train.py`; all other keys are described in `utils.settings`.
 
     Attributes:
         train_input: `original` (the images), `first_frame`, `all_frames` (of the clips, each frame an item), or `mix`:

@@ -8,11 +8,11 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import AliasChoices, Field
 
 from utils.config import InputPath, PositiveInt
-from utils.settings import TrainingSettings
+from utils.settings import VggSettings
 
 
-class InflatedSettings(TrainingSettings):
-    """`train3d.py`; all other keys are described in `utils.settings.TrainingSettings`.
+class InflatedSettings(VggSettings):
+    """`train3d.py`; all other keys are described in `utils.settings`.
 
     Attributes:
         data_root: the folder with `train/` and `val/`.

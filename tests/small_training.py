@@ -39,7 +39,6 @@ NUM_CLASSES, SIDE = 3, 8
 SMALL = {
     "weights": "none",
     "image_size": 32,
-    "classifier_width": 8,
     "dropout": 0.0,
     "batch_size": 4,
     "workers": 0,

@@ -6,12 +6,15 @@ for all frames of a clip. What is switched off draws nothing and changes nothing
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
 import torch
 from torch.nn import functional
+
+from utils.rand_augment import rand_augment
 
 _GREY = (0.299, 0.587, 0.114)  # luma of ITU-R BT.601, as in torchvision and Pillow
 _MAX_VALUE = 255.0
@@ -50,7 +53,8 @@ class Preprocessing:
 class Augmentation:
     """Random changes of the pixels, drawn for each item; all frames of a clip alike.
 
-    In this order: crop, mirror, brightness, contrast, saturation, erase. Applied before `Preprocessing`.
+    In this order: crop, mirror, rotate, RandAugment, brightness, contrast, saturation, hue, erase. Applied before
+    `Preprocessing`.
 
     Args:
         horizontal_flip: mirror each item with probability 0.5.
@@ -59,7 +63,15 @@ class Augmentation:
         brightness, contrast, saturation: strength s draws a factor from max(0, 1 - s)..1 + s, as in torchvision;
             0 is off.
         erase_probability: cover a random rectangle of 2..33 % of the area (Zhong et al. 2020); 0 is off.
-        erase_colour: RGB in 0..1; the mean of the normalisation makes it zero for the network.
+        erase_colour: RGB in 0..1, also of what a rotation uncovers; the mean of the normalisation makes it zero for the
+            network.
+        rotation_degrees: turn about the centre (bilinear) by an angle from -this to this; higher turns further, 0 is
+            off.
+        hue: turn the colour circle by a share of it from -this to this, as in torchvision; 0.5 makes any colour of any,
+            0 is off.
+        rand_augment_ops: change each item by so many random operations of RandAugment (Cubuk et al. 2020), see
+            `utils.rand_augment`; more change it more, 0 is off.
+        rand_augment_magnitude: their strength, 0..30.
     """
 
     horizontal_flip: bool = False
@@ -69,9 +81,15 @@ class Augmentation:
     saturation: float = 0.0
     erase_probability: float = 0.0
     erase_colour: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    rotation_degrees: float = 0.0
+    hue: float = 0.0
+    rand_augment_ops: int = 0
+    rand_augment_magnitude: int = 9
 
     def __call__(self, inputs: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-        """uint8 (B, 3, [T,] H, W), 0..255 -> the same shape and memory order; float32, 0..255 after a crop or jitter.
+        """uint8 (B, 3, [T,] H, W), 0..255 -> the same shape and memory order.
+
+        float32, 0..255, after a crop, a rotation or a change of colours; RandAugment rounds to uint8 again.
 
         The inputs stay as they are.
         """
@@ -80,12 +98,19 @@ class Augmentation:
             outputs = _crop(outputs, self.crop_min_area, generator)
         if self.horizontal_flip:
             outputs = _mirror(outputs, generator)
+        if self.rotation_degrees:
+            outputs = _rotate(outputs, self.rotation_degrees, self.erase_colour, generator)
+        if self.rand_augment_ops:
+            strength = (self.rand_augment_ops, self.rand_augment_magnitude)
+            outputs = rand_augment(outputs, *strength, self.erase_colour, generator)
         if self.brightness:
             outputs = _blend(outputs, 0.0, _factors(self.brightness, outputs, generator))
         if self.contrast:
             outputs = _blend(outputs, _grey_mean(outputs), _factors(self.contrast, outputs, generator))
         if self.saturation:
             outputs = _blend(outputs, _grey(outputs), _factors(self.saturation, outputs, generator))
+        if self.hue:
+            outputs = _turn_hue(outputs, self.hue, generator)
         if self.erase_probability:
             outputs = _erase(outputs, self.erase_probability, self.erase_colour, generator)
         return outputs
@@ -106,13 +131,16 @@ class Mixing:
     cutmix_alpha: float = 0.0
 
     def __call__(
-        self, inputs: torch.Tensor, labels: torch.Tensor, num_classes: int, generator: torch.Generator
+        self, inputs: torch.Tensor, labels: torch.Tensor, num_classes: int | Sequence[int], generator: torch.Generator
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Normalised inputs, float (B, 3, [T,] H, W), and labels, int64 (B,) -> mixed inputs, targets (B, num_classes).
 
+        Labels of several tasks, int64 (B, num_tasks) with `num_classes` of each, become targets of all tasks side by
+        side; a task's part is NaN where one of the two mixed labels is missing (-1).
+
         Returns:
-            the inputs in new memory of the same order and float32 targets whose rows sum to 1; both as they were,
-            labels included, where mixing is off.
+            the inputs in new memory of the same order and float32 targets, which sum to 1 for each task; both as they
+            were, labels included, where mixing is off.
         """
         if not self.mixup_alpha and not self.cutmix_alpha:
             return inputs, labels
@@ -126,8 +154,17 @@ class Mixing:
             inputs, share = _paste(inputs, order.tolist(), share, generator)
         else:
             inputs = inputs.lerp(_take_items(inputs, others), 1 - share)
-        hard = functional.one_hot(labels, num_classes).float()
+        hard = _as_shares(labels, num_classes)
         return inputs, hard.lerp(hard[others], 1 - share)
+
+
+def _as_shares(labels: torch.Tensor, num_classes: int | Sequence[int]) -> torch.Tensor:
+    """Labels as float32 targets, 1 for the label: (B,) -> (B, K), or (B, num_tasks) -> (B, sum of K)."""
+    if isinstance(num_classes, int):
+        return functional.one_hot(labels, num_classes).float()
+    tasks = zip(labels.unbind(1), num_classes, strict=True)
+    shares = [(functional.one_hot(own.clamp_min(0), count).float(), own < 0) for own, count in tasks]
+    return torch.cat([hard.masked_fill(is_missing[:, None], torch.nan) for hard, is_missing in shares], 1)
 
 
 def _scale(inputs: torch.Tensor, scale: torch.Tensor, offset: torch.Tensor) -> torch.Tensor:
@@ -169,6 +206,25 @@ def _crop(inputs: torch.Tensor, min_area: float, generator: torch.Generator) -> 
     return outputs
 
 
+def _rotate(
+    inputs: torch.Tensor, degrees: float, fill: tuple[float, float, float], generator: torch.Generator
+) -> torch.Tensor:
+    """float32, 0..255: each item turned about its centre, counter-clockwise for positive angles."""
+    drawn = torch.rand(len(inputs), generator=generator, dtype=torch.float64) * (2 * degrees) - degrees
+    height, width = inputs.shape[-2:]
+    cos, sin = drawn.deg2rad().cos(), drawn.deg2rad().sin()
+    zero = torch.zeros_like(cos)
+    # From output to input, in coordinates that go from -1 to 1 on both axes, y downwards.
+    rows = [cos, -sin * height / width, zero, sin * width / height, cos, zero]
+    maps = torch.stack(rows, 1).view(-1, 2, 3).to(inputs.device, torch.float32)
+    colour = _per_channel(torch.tensor(fill).mul(_MAX_VALUE).to(inputs.device), inputs)
+    pixels = (inputs - colour).flatten(1, -3)  # (B, 3, [T,] H, W) -> (B, 3 * T, H, W): one grid for all frames
+    grid = functional.affine_grid(maps, list(pixels.shape), align_corners=False)
+    turned = functional.grid_sample(pixels, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+    outputs = torch.empty_like(inputs, dtype=torch.float32).copy_(turned.view(inputs.shape))
+    return outputs.add_(colour).clamp_(0.0, _MAX_VALUE)
+
+
 def _as_frames(item: torch.Tensor) -> torch.Tensor:
     """(3, [T,] H, W) -> (T, 3, H, W), a view."""
     return item[None] if item.dim() == 3 else item.transpose(0, 1)
@@ -195,6 +251,18 @@ def _grey_mean(inputs: torch.Tensor) -> torch.Tensor:
 def _blend(inputs: torch.Tensor, towards: torch.Tensor | float, factors: torch.Tensor) -> torch.Tensor:
     """The inputs moved away from `towards` (factor above 1) or to it (below), within 0..255; factor 1 keeps them."""
     return inputs.to(torch.float32, copy=True).mul_(factors).add_((1 - factors) * towards).clamp_(0.0, _MAX_VALUE)
+
+
+def _turn_hue(inputs: torch.Tensor, strength: float, generator: torch.Generator) -> torch.Tensor:
+    """float32, 0..255: hue, as in HSV, moved along the colour circle; grey stays grey."""
+    from torchvision.transforms.v2.functional import adjust_hue  # takes a second to import, and only this needs it
+
+    shifts = (torch.rand(len(inputs), generator=generator) * 2 - 1) * strength
+    outputs = torch.empty_like(inputs, dtype=torch.float32)
+    for item, shift in enumerate(shifts.tolist()):
+        frames = _as_frames(inputs[item]).float() / _MAX_VALUE
+        _as_frames(outputs[item]).copy_(adjust_hue(frames, shift).mul_(_MAX_VALUE))
+    return outputs
 
 
 def _erase(

@@ -26,7 +26,7 @@ class Batch:
 
     Attributes:
         inputs: uint8 (B, 3, T, H, W), 0..255, or (B, 3, H, W) for images.
-        target: int64 (B,), labels.
+        target: int64 (B,), labels; or (B, num_tasks), the labels of several tasks, -1 where one is missing.
         shares: float32 (B,): what each item counts in the mean over the whole update; 0 fills up an uneven end.
     """
 
@@ -45,7 +45,8 @@ class Batches:
         batch_size: items an update, over all processes and parts.
         is_clip: keep the time axis.
         num_parts: parts that an update is computed in.
-        class_balanced: draw with replacement, every class equally often.
+        class_balanced: draw with replacement, every class of `labels` equally often.
+        targets: int64 (N, ...) of all items, what the batches carry; None is `labels`.
         device: where the batches go; None is the CPU.
 
     Attributes:
@@ -64,11 +65,13 @@ class Batches:
         seed: int = 0,
         num_parts: int = 1,
         class_balanced: bool = False,
+        targets: np.ndarray | None = None,
         ranks: Ranks | None = None,
         device: torch.device | None = None,
     ) -> None:
         self.pixels, self.names, self.is_clip, self.seed = pixels, names, is_clip, seed
         self.labels = torch.as_tensor(labels, dtype=torch.int64)
+        self.targets = self.labels if targets is None else torch.as_tensor(targets, dtype=torch.int64)
         self.positions = torch.as_tensor(positions, dtype=torch.int64)
         self.batch_size, self.num_parts = batch_size, num_parts
         self.ranks = ranks or Ranks()
@@ -124,7 +127,7 @@ class Batches:
         generator = torch.Generator().manual_seed(derive_seed(self.seed, *place, _PIXELS)) if place else None
         inputs = self.pixels.gather(items, generator=generator)
         inputs = inputs if self.is_clip else inputs.squeeze(2)  # (B, 3, 1, H, W) -> (B, 3, H, W)
-        batch = Batch(*(tensor.to(self._device) for tensor in (inputs, self.labels[items], shares)))
+        batch = Batch(*(tensor.to(self._device) for tensor in (inputs, self.targets[items], shares)))
         if self._copies is not None:
             # Only what this thread has sent: after it the batch is there, and its buffer may be filled again.
             self._copies.synchronize()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,42 +13,73 @@ from utils.errors import InputError
 from utils.optimization import learning_rate, scaled_learning_rate, should_stop_early
 from utils.settings import TrainingSettings
 
-_SUMS = 4  # loss, top-1 hits, top-3 hits, items
+_CLASS_HITS = 2  # rows of `class_hits`
 
 
 @dataclass(frozen=True)
 class Score:
-    """Means over one pass; `top3_fraction` is None with fewer than three classes."""
+    """Means over one pass.
+
+    Attributes:
+        top3_fraction: None with fewer than three classes, and of several tasks.
+        top1_by_task: of several tasks, each one's over its labelled items; tasks without any are left out.
+    """
 
     loss: float
     top1_fraction: float
     top3_fraction: float | None
     num_items: int
+    top1_by_task: Mapping[str, float] = field(default_factory=dict)
 
 
-def new_sums(device: torch.device) -> torch.Tensor:
-    """Zeros for `add_to_sums`, on the device: adding up there waits for nothing."""
-    return torch.zeros(_SUMS, device=device, dtype=torch.float32 if device.type == "mps" else torch.float64)
+def new_sums(device: torch.device, num_hits: int = _CLASS_HITS) -> torch.Tensor:
+    """Zeros for `add_to_sums`, on the device: adding up there waits for nothing.
+
+    Args:
+        num_hits: what is counted beside losses and items.
+    """
+    return torch.zeros(num_hits + 2, device=device, dtype=torch.float32 if device.type == "mps" else torch.float64)
 
 
-@torch.no_grad()
-def add_to_sums(
-    sums: torch.Tensor, losses: torch.Tensor, logits: torch.Tensor, labels: torch.Tensor, counts: torch.Tensor
-) -> None:
-    """Add a batch: losses float (B,), logits float (B, num_classes), labels int (B,), counts bool (B,).
+def ranks_of(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Rank of each item's true label, 1 is best: logits float (B, num_classes), labels int (B,) -> int (B,).
 
     Ties go to the lower label, as `numpy.argmax` has it, so that top-1 is the accuracy of the prediction;
     NaN is no hit.
     """
     true_scores = logits.gather(1, labels[:, None])
     is_lower = torch.arange(logits.shape[1], device=logits.device) < labels[:, None]
-    ranks = 1 + (~(logits <= true_scores) | ((logits == true_scores) & is_lower)).sum(1)
-    columns = torch.stack([losses.to(sums.dtype), ranks <= 1, ranks <= 3, torch.ones_like(ranks)])
+    return 1 + (~(logits <= true_scores) | ((logits == true_scores) & is_lower)).sum(1)
+
+
+def class_hits(logits: torch.Tensor, labels: torch.Tensor) -> Sequence[torch.Tensor]:
+    """Whether each item's label is first, and among the first three: twice bool (B,)."""
+    ranks = ranks_of(logits, labels)
+    return ranks <= 1, ranks <= 3
+
+
+@torch.no_grad()
+def add_to_sums(
+    sums: torch.Tensor,
+    losses: torch.Tensor,
+    logits: torch.Tensor,
+    labels: torch.Tensor,
+    counts: torch.Tensor,
+    hits_of: Callable[[torch.Tensor, torch.Tensor], Sequence[torch.Tensor]] = class_hits,
+) -> None:
+    """Add a batch to the sums: of losses first, then of each row of hits, then of items.
+
+    Args:
+        losses: float (B,); `logits`: float (B, num_logits); `labels`: what `hits_of` compares them with.
+        counts: bool (B,), which items count.
+        hits_of: `hits` of `utils.objectives.Objective`.
+    """
+    columns = torch.stack([losses.to(sums.dtype), *hits_of(logits, labels), torch.ones_like(counts)])
     sums += (columns.to(sums.dtype) * counts).sum(1)
 
 
 def score_of(sums: torch.Tensor, num_classes: int) -> Score:
-    """Means from sums."""
+    """Means from the sums of one label an item."""
     loss, top1, top3, count = sums.tolist()
     return Score(loss / count, top1 / count, top3 / count if num_classes >= 3 else None, int(count))
 

@@ -18,8 +18,8 @@ from utils.augmentation import Augmentation, Mixing, Preprocessing
 from utils.batches import Batch
 from utils.devices import choose_device
 from utils.errors import InputError
-from utils.history import add_to_sums
-from utils.losses import classification_loss
+from utils.history import add_to_sums, new_sums
+from utils.objectives import ClassLabels, Objective
 from utils.optimization import (
     build_optimizer,
     freeze_layers,
@@ -73,16 +73,21 @@ class Learner:
 
     Args:
         model: is on the recipe's device when this returns.
+        objective: what it is trained for; a number of classes is one label an item with the losses of `settings`.
 
     Raises:
         InputError: it has fewer layers than are to be frozen, or no deterministic form on this device.
     """
 
     def __init__(
-        self, model: nn.Module, num_classes: int, settings: TrainingSettings, recipe: Recipe, ranks: Ranks
+        self, model: nn.Module, objective: Objective | int, settings: TrainingSettings, recipe: Recipe, ranks: Ranks
     ) -> None:
         self.model = _to_device(model, recipe.device)
-        self.num_classes, self.settings, self.recipe, self.ranks = num_classes, settings, recipe, ranks
+        self.settings, self.recipe, self.ranks = settings, recipe, ranks
+        if isinstance(objective, int):
+            losses = {"label_smoothing": settings.label_smoothing, "focal_gamma": settings.focal_gamma}
+            objective = ClassLabels(objective, **losses)
+        self.objective = objective
         _choose_algorithms(model, settings, recipe.device)
         self._frozen = _freeze(model, settings.freeze_layers)
         self.optimizer = build_optimizer(
@@ -113,9 +118,13 @@ class Learner:
         return DistributedDataParallel(model, **{_BUFFERS_KEY if _BUFFERS_KEY in known else "broadcast_buffers": False})
 
     def train_mode(self) -> None:
-        """Training mode, in which frozen BatchNorm layers keep their statistics."""
+        """Training mode, in which frozen norms keep their statistics, whoever has frozen them."""
         self.model.train()
-        keep_frozen_in_eval(self._frozen)
+        keep_frozen_in_eval([*self._frozen, *_norms_with_frozen_weights(self.model)])
+
+    def new_sums(self) -> torch.Tensor:
+        """Zeros for a pass, on the device."""
+        return new_sums(self.recipe.device, self.objective.num_hits)
 
     def share_buffers(self) -> None:
         """Give all processes the first one's BatchNorm statistics: one network is evaluated and saved."""
@@ -187,17 +196,15 @@ def update_weights(
 
 
 def _loss_of(learner: Learner, part: Batch, sums: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    device, settings = learner.recipe.device, learner.settings
+    device, objective = learner.recipe.device, learner.objective
     inputs, labels, shares = (t.to(device, non_blocking=True) for t in (part.inputs, part.target, part.shares))
     inputs = learner.preprocess(learner.augment(inputs, generator))
-    inputs, target = learner.mixing(inputs, labels, learner.num_classes, generator)
+    inputs, target = learner.mixing(inputs, labels, objective.num_classes, generator)
     with learner.recipe.autocast():
         logits = learner.forward(inputs)
     logits = logits.float()
-    losses = classification_loss(
-        logits, target, label_smoothing=settings.label_smoothing, focal_gamma=settings.focal_gamma
-    )
-    add_to_sums(sums, losses, logits, labels, shares > 0)
+    losses = objective.losses(logits, target)
+    add_to_sums(sums, losses, logits, labels, shares > 0, objective.hits)
     return (losses * shares).sum()
 
 
@@ -220,6 +227,13 @@ def _freeze(model: nn.Module, num_layers: int) -> list[nn.Module]:
         return freeze_layers(model, num_layers)
     except ValueError as error:
         raise InputError(f"freeze_layers: {error}") from None
+
+
+def _norms_with_frozen_weights(model: nn.Module) -> list[nn.Module]:
+    """Layers with running statistics whose own weights are all frozen; those without weights are never among them."""
+    norms = [module for module in model.modules() if getattr(module, "running_mean", None) is not None]
+    weights = {norm: list(norm.parameters(recurse=False)) for norm in norms}
+    return [norm for norm in norms if weights[norm] and not any(weight.requires_grad for weight in weights[norm])]
 
 
 def _choose_algorithms(model: nn.Module, settings: TrainingSettings, device: torch.device) -> None:

@@ -18,7 +18,7 @@ from utils.curves import write_events
 from utils.devices import device_name
 from utils.errors import InputError, StopRequest
 from utils.files import remove_partial_files
-from utils.history import Position, new_sums
+from utils.history import Position
 from utils.learner import Learner
 from utils.runs import flatten
 from utils.sidecar import STATE_FILE
@@ -124,7 +124,7 @@ def resume(learner: Learner, description: ModelDescription, run_dir: Path) -> Po
     if learner.ranks.is_main:
         remove_partial_files(run_dir)  # a run that was killed in its last write writes nothing more
     if state is None:
-        return Position(new_sums(learner.recipe.device))
+        return Position(learner.new_sums())
     try:
         _require_same_run(state["run"], _identify(description))
         learner.load(state)

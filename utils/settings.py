@@ -30,6 +30,10 @@ class AugmentationSettings(Settings):
         horizontal_flip: mirror with probability 0.5.
         crop_min_area: crop to a random share of the area, from this to 1, and scale back; 1 does not crop.
         brightness, contrast, saturation: factors from 1 - value to 1 + value; 0 changes nothing.
+        hue: turns the colour circle by up to this share of it, either way; 0 changes nothing, 0.5 any colour to any.
+        rotation_degrees: turns by up to this angle, either way; what that uncovers is set to the mean; 0 does not turn.
+        rand_augment_ops: operations of RandAugment (Cubuk et al. 2020) that each item gets; 0 is none, 2 is usual.
+        rand_augment_magnitude: their strength, 0 to 30; 9 is usual, higher distorts more.
         erase_probability: of a random box being set to the mean.
         mixup_alpha: mix items with their labels (Zhang et al. 2018); 0 does not, 0.2 is usual.
         cutmix_alpha: paste a box of another item, the same in all frames (Yun et al. 2019); 0 does not, 1 is usual.
@@ -40,6 +44,10 @@ class AugmentationSettings(Settings):
     brightness: _BelowOne = 0.0
     contrast: _BelowOne = 0.0
     saturation: _BelowOne = 0.0
+    hue: Annotated[float, Field(ge=0, le=0.5)] = 0.0
+    rotation_degrees: Annotated[float, Field(ge=0, le=180)] = 0.0
+    rand_augment_ops: Annotated[int, Field(ge=0, le=14)] = 0
+    rand_augment_magnitude: Annotated[int, Field(ge=0, le=30)] = 9
     erase_probability: Fraction = 0.0
     mixup_alpha: NonNegativeFloat = 0.0
     cutmix_alpha: NonNegativeFloat = 0.0
@@ -88,7 +96,6 @@ class TrainingSettings(Settings):
         mean, std: normalisation per RGB channel, of values in 0..1.
         weights: `imagenet`, `none` (random), or a checkpoint's path.
         image_size: side of the network's input in pixels.
-        classifier_width: width of the two hidden classifier layers; 4096 is the paper's.
         precision: `bf16` and `fp16` train under autocast; faster where the hardware has it. In `fp32`, cuDNN's
             convolutions still multiply in TF32 where the GPU has it, as by torch's default.
         compile: `default` and `max` pass the network to torch.compile: faster steps after minutes of compiling.
@@ -142,7 +149,6 @@ class TrainingSettings(Settings):
     output_dir: Path
     weights: str = "imagenet"
     image_size: ImageSize = 224
-    classifier_width: ClassifierWidth = 4096
     dropout: _BelowOne = 0.5
     seed: NonNegativeInt = 0
     precision: Precision = "fp32"
@@ -217,3 +223,13 @@ class TrainingSettings(Settings):
     def hold_out_file(self) -> Path:
         """Where the hold-out is, or will be."""
         return self.hold_out.file or self.output_dir.parent / "hold_out.csv"
+
+
+class VggSettings(TrainingSettings):
+    """What both VGG trainers need.
+
+    Attributes:
+        classifier_width: width of the two hidden classifier layers; 4096 is the paper's.
+    """
+
+    classifier_width: ClassifierWidth = 4096

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,12 +22,14 @@ from utils.history import Plan
 from utils.hold_out import split_hold_out
 from utils.host_memory import keep_freed_memory
 from utils.learner import Learner, Recipe, build_recipe
+from utils.objectives import ClassLabels, Objective, TaskLabelsObjective, find_log_variances
 from utils.pixels import Pixels, to_device
 from utils.ranks import Ranks
 from utils.runs import Run
 from utils.settings import TrainingSettings
 from utils.sidecar import BEST_FILE
 from utils.sources import Source
+from utils.task_labels import TaskLabels
 from utils.training import fit
 from utils.utils import set_seed
 
@@ -39,11 +41,15 @@ class Task:
     """What a stage trains.
 
     Attributes:
-        network: its name in checkpoints, `baseline` or `inflated`.
+        network: its name in checkpoints, `baseline`, `inflated` or `video`.
         train, val: the splits; val is looked at only by `selection: val`.
         train_input: what tables call the kind of input.
         form: kind (`image` or `clip`), image_size in pixels, num_frames.
         build: the network with its start weights. `options`: what a builder needs to make it again.
+        start: what these weights are; None is what `settings.weights` says.
+        tasks: of both splits, where the network has several tasks: the labels of each row of the splits' indices, whose
+            own labels only say how items are held out and balanced. The network's logits are those of all tasks.
+        task_weights: of their losses, 1 where a task is not named; see `utils.objectives.TaskLabelsObjective`.
     """
 
     network: str
@@ -53,6 +59,16 @@ class Task:
     form: dict[str, Any]
     build: Callable[[], nn.Module]
     options: dict[str, Any]
+    start: str | None = None
+    tasks: tuple[TaskLabels, TaskLabels] | None = None
+    task_weights: Mapping[str, float] = field(default_factory=dict)
+
+    def targets(self, source: Source) -> np.ndarray | None:
+        """What items of one of the splits are trained for: int64 (N, num_tasks); None is their one label."""
+        if self.tasks is None:
+            return None
+        labels = self.tasks[0] if source is self.train else self.tasks[1]
+        return labels.labels[source.rows]
 
 
 @dataclass(frozen=True)
@@ -85,6 +101,7 @@ def train_network(task: Task, settings: TrainingSettings, run: Run | None, ranks
     require_start_classes(settings, classes, task.train.index.index_path)
     recipe = build_recipe(settings.device, settings.precision, one_each=True)
     division = ranks.main_first(lambda: divide(task, settings))
+    require_labels_of_tasks(task, division)
     Plan(settings, -(-len(division.train_positions) // settings.batch_size)).require_warm_up_ends()
     description = _describe(task, settings, division)
 
@@ -92,7 +109,8 @@ def train_network(task: Task, settings: TrainingSettings, run: Run | None, ranks
     if recipe.device.type == "cpu":
         keep_freed_memory()
     set_seed(settings.seed, 0)
-    learner = Learner(ranks.main_first(task.build), len(classes), settings, recipe, ranks)
+    model = ranks.main_first(task.build)
+    learner = Learner(model, _build_objective(task, model, settings), settings, recipe, ranks)
     stop.is_patient = True
     stop.raise_if_set()
 
@@ -133,6 +151,38 @@ def divide(task: Task, settings: TrainingSettings) -> Division:
     return Division(*sides, split, parts.is_paired, parts.sha256)
 
 
+def require_labels_of_tasks(task: Task, division: Division) -> None:
+    """Make sure that each task can be learned and judged.
+
+    Raises:
+        InputError: a task has one class, or nothing that is trained on or that chooses the best epoch is labelled.
+    """
+    if task.tasks is None:
+        return
+    classes = task.tasks[0].classes
+    parts = {"training": (task.train, division.train_positions)}
+    parts[division.split] = (division.selection, division.selection_positions)
+    for column, name in enumerate(task.tasks[0].names):
+        if len(classes[name]) < 2:
+            raise InputError(f"{task.train.index.index_path}: task {name!r} has one class; leave it out")
+        for part, (source, positions) in parts.items():
+            if not (task.targets(source)[positions, column] >= 0).any():
+                raise InputError(
+                    f"{source.index.index_path}: no item of the {part} part has a label of task {name!r}; label some, "
+                    "or leave the task out"
+                )
+
+
+def _build_objective(task: Task, model: nn.Module, settings: TrainingSettings) -> Objective:
+    losses = {"label_smoothing": settings.label_smoothing, "focal_gamma": settings.focal_gamma}
+    if task.tasks is None:
+        return ClassLabels(len(task.train.index.classes), **losses)
+    classes = task.tasks[0].classes
+    sizes = {name: len(classes[name]) for name in task.tasks[0].names}
+    learned = find_log_variances(model)
+    return TaskLabelsObjective(sizes, weights=task.task_weights, log_variances=learned, **losses)
+
+
 def open_batches(
     task: Task, settings: TrainingSettings, division: Division, recipe: Recipe, ranks: Ranks, stop: StopRequest
 ) -> tuple[Batches, Batches]:
@@ -154,6 +204,7 @@ def open_batches(
         seed=settings.seed,
         num_parts=settings.accumulate,
         class_balanced=settings.sampling == "class_balanced",
+        targets=task.targets(task.train),
         **common,
     )
     at_once = -(-settings.batch_size // (settings.accumulate * ranks.num_ranks))  # as many as fit while training
@@ -162,6 +213,7 @@ def open_batches(
         *_labels_and_names(division.selection),
         division.selection_positions,
         batch_size=at_once,
+        targets=task.targets(division.selection),
         **common,
     )
     return train, selection
@@ -201,6 +253,7 @@ def _describe(task: Task, settings: TrainingSettings, division: Division) -> Mod
         train_input=task.train_input,
         trained_on=trained_on,
         selected_on=selected_on,
+        start=task.start,
     )
 
 

@@ -1,8 +1,9 @@
 """The training loop that all trainers share: visible, a few lines each, exact to resume at every update.
 
-It sees batches (uint8 inputs, labels) and `model(inputs) -> logits (B, num_classes)`; what a model needs beyond that is
-the model's affair. Every update is seeded by (seed, epoch, step, rank), so that resume needs no generator's state: on a
-CPU a resumed run is the uninterrupted one, bit for bit, with the same number of threads.
+It sees batches (uint8 inputs, targets) and `model(inputs) -> logits (B, num_logits)`; what a model needs beyond that is
+the model's affair, and what targets mean the objective's (`utils.objectives`). Every update is seeded by (seed, epoch,
+step, rank), so that resume needs no generator's state: on a CPU a resumed run is the uninterrupted one, bit for bit,
+with the same number of threads.
 """
 
 from __future__ import annotations
@@ -16,14 +17,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.nn import functional
 
 from utils.batches import Batches
 from utils.checkpoints import ModelDescription
 from utils.curves import draw_curves
 from utils.devices import describe_memory
 from utils.errors import InputError, StopRequest
-from utils.history import Plan, Position, Score, add_to_sums, new_sums, score_of
+from utils.history import Plan, Position, Score, add_to_sums
 from utils.learner import Learner, update_weights
 from utils.optimization import set_learning_rate
 from utils.saving import Saver, resume
@@ -70,6 +70,8 @@ def fit(
         position.finish_epoch(_history_row(learner, position, tested), saver.losses())
         saver.save(best)
         _log_epoch(learner, plan, position, clock)
+        if tested.top1_by_task:
+            log.info("selection top-1 by task: %s", ", ".join(f"{k} {v:.3f}" for k, v in tested.top1_by_task.items()))
     saver.write_tables()  # a kill after the last checkpoint may have kept them from disk
     if learner.ranks.is_main:
         draw_curves(position.rows, run_dir / DONE_FILE)
@@ -110,17 +112,17 @@ def evaluate(learner: Learner, batches: Batches, on_batch: Callable[[], None] = 
     Args:
         on_batch: called before each batch.
     """
-    device = learner.recipe.device
+    device, objective = learner.recipe.device, learner.objective
     learner.model.eval()
-    sums = new_sums(device)
+    sums = learner.new_sums()
     for batch in batches.in_order():
         on_batch()
         inputs, labels = (tensor.to(device, non_blocking=True) for tensor in (batch.inputs, batch.target))
         with learner.recipe.autocast():
             logits = learner.model(learner.preprocess(inputs))
-        losses = functional.cross_entropy(logits.float(), labels, reduction="none")
-        add_to_sums(sums, losses, logits, labels, torch.ones_like(labels, dtype=torch.bool))
-    return score_of(learner.ranks.sum(sums), learner.num_classes)
+        losses = objective.plain_losses(logits.float(), labels)
+        add_to_sums(sums, losses, logits, labels, torch.ones_like(losses, dtype=torch.bool), objective.hits)
+    return objective.score(learner.ranks.sum(sums))
 
 
 def require_finite(position: Position, batches: Batches) -> None:
@@ -185,7 +187,7 @@ def _describe_if_best(
 
 
 def _history_row(learner: Learner, position: Position, tested: Score) -> dict[str, Any]:
-    trained = score_of(learner.ranks.sum(position.sums), learner.num_classes)
+    trained = learner.objective.score(learner.ranks.sum(position.sums))
     return {
         "epoch": position.epoch,
         "update": position.update,

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import colorsys
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from torch.nn import functional
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.v2.functional import rotate
 
 from utils.augmentation import Augmentation, Mixing, Preprocessing
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-EVERYTHING = Augmentation(True, 0.3, 0.4, 0.4, 0.4, 0.5)
+COLOURED = Augmentation(True, 0.3, 0.4, 0.4, 0.4, 0.5)
+EVERYTHING = replace(COLOURED, rotation_degrees=30.0, hue=0.2, rand_augment_ops=2)
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -113,14 +119,24 @@ def test_inputs_stay_as_they_are_and_outputs_keep_their_order(inputs):
         Augmentation(contrast=0.5),
         Augmentation(saturation=0.5),
         Augmentation(erase_probability=0.7),
+        Augmentation(rotation_degrees=45.0),
+        Augmentation(hue=0.3),
+        Augmentation(rand_augment_ops=1),
+        Augmentation(rand_augment_ops=3, rand_augment_magnitude=20),
+        COLOURED,
         EVERYTHING,
     ],
-    ids=["flip", "crop", "brightness", "contrast", "saturation", "erase", "everything"],
+    ids=[
+        *("flip", "crop", "brightness", "contrast", "saturation", "erase"),
+        *("rotation", "hue", "one operation", "three operations", "coloured", "everything"),
+    ],
 )
-def test_all_frames_of_a_clip_are_changed_alike(augment):
+def test_all_frames_of_a_clip_are_changed_alike_and_items_are_not(augment):
     still = clips(num_items=16, alike=True)
     outputs = augment(still, generator())
     assert torch.equal(outputs, outputs[:, :, :1].expand_as(outputs))
+    same = augment(still[:1].expand_as(still), generator())
+    assert any(not torch.equal(same[0], other) for other in same[1:]), "each item has its own draw"
     assert not torch.equal(outputs, still.to(outputs.dtype)), "it did something"
     assert torch.equal(outputs, augment(still, generator())), "the same seed, the same draws"
     assert not torch.equal(outputs, augment(still, generator(1)))
@@ -183,6 +199,60 @@ def test_colour_factors_are_those_of_the_formulas():
         expected = (target + factors * (values - target)).clamp(0, 255)
         outputs = Augmentation(**{name: 0.6})(inputs, generator())
         assert (outputs - expected).abs().max() < 1e-3, name
+
+
+def test_a_rotation_is_about_the_centre_and_uncovers_the_colour():
+    """As torchvision's bilinear one, but for the border, which shades from the picture to the colour."""
+    inputs, colour = clips(num_items=8, height=24, width=36), (0.0, 0.5, 1.0)
+    outputs = Augmentation(rotation_degrees=60.0, erase_colour=colour)(inputs, generator())
+    angles = (torch.rand(8, generator=generator(), dtype=torch.float64) * 120 - 60).tolist()
+    assert max(angles) > 30 and min(angles) < -30
+    for item, angle in enumerate(angles):
+        options = {"interpolation": InterpolationMode.BILINEAR}
+        frames = inputs[item].float().transpose(0, 1)
+        covered = rotate(torch.ones_like(frames), angle, **options)
+        expected = rotate(frames, angle, **options)
+        found = outputs[item].transpose(0, 1)
+        is_inside, is_outside = covered > 1 - 1e-5, covered == 0
+        assert is_inside.float().mean() > 0.3 and is_outside.any()
+        assert (found - expected)[is_inside].abs().max() < 0.05
+        fill = (255 * torch.tensor(colour)).view(3, 1, 1).expand_as(found)
+        assert (found - fill)[is_outside].abs().max() < 1e-4
+        shaded = covered * (expected / covered.clamp_min(1e-6)) + (1 - covered) * fill
+        assert (found - shaded).abs().max() < 0.1
+
+
+def test_positive_angles_turn_counter_clockwise():
+    """A dot to the right of the centre goes up."""
+    inputs = torch.zeros(64, 3, 9, 9, dtype=torch.uint8)
+    inputs[:, :, 4, 8] = 255  # right of the centre
+    outputs = Augmentation(rotation_degrees=90.0)(inputs, generator())
+    angles = torch.rand(64, generator=generator(), dtype=torch.float64) * 180 - 90
+    rows = (outputs[:, 0].sum(2) * torch.arange(9)).sum(1) / outputs[:, 0].sum((1, 2))
+    torch.testing.assert_close(rows.double(), 4 - 4 * angles.deg2rad().sin(), atol=0.3, rtol=0)
+
+
+def test_hues_turn_as_in_hsv():
+    inputs = clips(num_items=4, num_frames=2, height=3, width=4)
+    inputs[0, :, :, 0] = 77  # grey stays grey
+    outputs = Augmentation(hue=0.4)(inputs, generator())
+    shifts = ((torch.rand(4, generator=generator()) * 2 - 1) * 0.4).tolist()
+    for item, shift in enumerate(shifts):
+        assert abs(shift) <= 0.4
+        for pixel, found in zip(inputs[item].flatten(1).T.tolist(), outputs[item].flatten(1).T.tolist(), strict=True):
+            hue, saturation, value = colorsys.rgb_to_hsv(*(level / 255 for level in pixel))
+            expected = colorsys.hsv_to_rgb((hue + shift) % 1, saturation, value)
+            assert found == pytest.approx([255 * level for level in expected], abs=0.01)
+    assert (outputs[0, :, :, 0] - 77).abs().max() < 1e-3
+
+
+def test_what_is_off_draws_nothing_for_the_others():
+    inputs, used, source = clips(), generator(), generator()
+    jitter = Augmentation(brightness=0.4, contrast=0.4, saturation=0.4)
+    replace(jitter, hue=0.1, rand_augment_magnitude=30)(inputs, used)
+    for _ in range(4):
+        torch.rand(len(inputs), generator=source)
+    assert torch.equal(used.get_state(), source.get_state()), "four draws an item"
 
 
 def test_erasing_covers_one_rectangle_of_the_given_colour():
@@ -251,9 +321,12 @@ def test_targets_of_mixing_train_with_cross_entropy():
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")
 def test_draws_are_the_same_on_a_gpu():
     inputs, labels = clips(), torch.arange(6)
-    for augment in (Augmentation(horizontal_flip=True), EVERYTHING):
+    for augment in (Augmentation(horizontal_flip=True), COLOURED, replace(COLOURED, rotation_degrees=30.0, hue=0.2)):
         found = augment(inputs.cuda(), generator())
-        assert torch.allclose(found.cpu().float(), augment(inputs, generator()).float(), atol=0.02)
+        assert torch.allclose(found.cpu().float(), augment(inputs, generator()).float(), atol=0.1)
+    operations = Augmentation(rand_augment_ops=2)
+    found, expected = operations(inputs.cuda(), generator()).cpu(), operations(inputs, generator())
+    assert ((found.int() - expected.int()).abs() <= 1).float().mean() > 0.98, "but for a pixel on the edge of two"
     for mixing in (Mixing(0.4), Mixing(0.0, 1.0)):
         floats = Preprocessing(MEAN, STD)(inputs)
         found, expected = mixing(floats.cuda(), labels.cuda(), 6, generator()), mixing(floats, labels, 6, generator())

@@ -104,6 +104,17 @@ def test_class_balanced_sampling_draws_all_classes_equally_often():
     assert batches.order(7).tolist() == build(labels=labels, class_balanced=True).order(7).tolist()
 
 
+def test_batches_carry_targets_where_they_are_given_and_labels_balance():
+    targets = np.stack([np.arange(NUM_ITEMS), -np.ones(NUM_ITEMS, np.int64)], 1)
+    batches = build(targets=targets, class_balanced=True, seed=2)
+    assert batches.order(3).tolist() == build(class_balanced=True, seed=2).order(3).tolist()
+    for parts in batches.epoch(3):
+        for part in parts:
+            assert part.target.tolist() == [[item, -1] for item in part.inputs[:, 0, 0, 0].tolist()]
+    seen = torch.cat([batch.target for batch in batches.in_order()])
+    assert torch.equal(seen, torch.tensor(targets))
+
+
 @pytest.mark.parametrize("num_ranks", [1, 2, 3])
 @pytest.mark.parametrize("num_parts", [1, 2, 3])
 @pytest.mark.parametrize("num_items", range(1, 14))

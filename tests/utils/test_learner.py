@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from small_training import NUM_CLASSES, tiny_batches, tiny_learner, tiny_settings
+from small_training import NUM_CLASSES, tiny_batches, tiny_learner, tiny_network, tiny_settings
 from torch.nn import functional
 
 from utils.batches import Batches
@@ -15,6 +15,7 @@ from utils.errors import InputError
 from utils.history import new_sums, score_of
 from utils.learner import Learner, build_recipe, update_weights
 from utils.optimization import set_learning_rate
+from utils.ranks import Ranks
 
 LR = 0.05
 PLAIN = {"lr": LR, "momentum": 0.0, "weight_decay": 0.0}
@@ -113,6 +114,18 @@ def test_augmentation_erases_with_the_mean():
     assert outputs.movedim(1, -1)[erased].abs().max() < 0.01, "to the network the mean is 0, to half a step of a pixel"
 
 
+def test_every_key_of_the_section_reaches_the_augmentation():
+    keys = {"rotation_degrees": 10.0, "hue": 0.5, "rand_augment_ops": 2, "rand_augment_magnitude": 30, "contrast": 0.1}
+    learner, _ = begin(augmentation=keys)
+    assert {name: getattr(learner.augment, name) for name in keys} == keys
+
+
+@pytest.mark.parametrize(("name", "value"), [("hue", 0.6), ("rotation_degrees", 181), ("rand_augment_magnitude", 31)])
+def test_augmentation_beyond_its_range_is_refused_by_name(name, value):
+    with pytest.raises(InputError, match=rf"augmentation\.{name}: .*less than or equal"):
+        tiny_settings(augmentation={name: value})
+
+
 def test_metrics_are_those_of_the_unmixed_labels_and_of_counted_items_only():
     learner, batches = begin(accumulate=3)
     sums = new_sums(learner.recipe.device)
@@ -182,6 +195,34 @@ def test_frozen_layers_keep_every_bit_statistics_included(num_layers):
     for name, tensor in weights(learner).items():
         is_frozen = name.split(".")[0].removesuffix("_norm") in frozen
         assert torch.equal(tensor, before[name]) == is_frozen, name
+
+
+@pytest.mark.parametrize("frozen", ["first_norm", "second_norm", "everything"])
+def test_norms_that_somebody_has_frozen_keep_their_statistics(frozen):
+    network = tiny_network()
+    for name, parameter in network.named_parameters():
+        is_frozen = not name.startswith(("hidden", "head")) if frozen == "everything" else name.startswith(frozen)
+        parameter.requires_grad_(not is_frozen)
+    settings = tiny_settings(**PLAIN)
+    learner = Learner(network, NUM_CLASSES, settings, build_recipe("cpu", "fp32"), Ranks())
+    before = weights(learner)
+    update(learner, tiny_batches(11, settings), 2)
+    own = ("first_norm", "second_norm") if frozen == "everything" else (frozen,)
+    for name, tensor in weights(learner).items():
+        if name.endswith(("running_mean", "num_batches_tracked")):
+            assert torch.equal(tensor, before[name]) == name.startswith(own), name
+    grouped = [parameter for group in learner.optimizer.param_groups for parameter in group["params"]]
+    assert all(parameter.requires_grad for parameter in grouped)
+    assert len(grouped) == sum(parameter.requires_grad for parameter in network.parameters())
+
+
+def test_a_norm_of_which_the_bias_is_trained_goes_on_counting():
+    network = tiny_network()
+    network.first_norm.weight.requires_grad_(False)
+    settings = tiny_settings(**PLAIN)
+    learner = Learner(network, NUM_CLASSES, settings, build_recipe("cpu", "fp32"), Ranks())
+    update(learner, tiny_batches(11, settings), 2)
+    assert network.first_norm.num_batches_tracked == 2
 
 
 @pytest.mark.parametrize("num_parts", [2, 3, 4])
