@@ -110,6 +110,43 @@ CLIP_INDEX = Table(
     ),
     unique=("video_path",),
 )
+# The clip index of real videos: with the source video, person or scene of each, which is on one side of every split.
+# Every reader takes both.
+VIDEO_INDEX = Table(
+    "clip index",
+    tuple(
+        column
+        for known in CLIP_INDEX.columns
+        for column in ((known, Column("group", optional=True)) if known.name == "generator" else (known,))
+    ),
+    unique=("video_path",),
+)
+TASK_LABELS = Table(
+    "task labels",
+    (Column("video_path"), Column("task"), Column("label", "int", minimum=0), Column("class_name")),
+    unique=("video_path", "task"),
+)
+VIDEO_GROUPS = Table("video groups", (Column("video_path"), Column("group")), unique=("video_path",))
+PROBED_VIDEOS = Table(
+    "probed videos",
+    (
+        Column("video_path"),
+        *(Column(name, "int", minimum=0) for name in ("num_bytes", "modified_ns")),
+        Column("sha256"),
+        *(Column(name, "int", nullable=True, minimum=1) for name in ("num_frames", "height", "width")),
+        Column("reason"),
+    ),
+)
+CLASS_DISTRIBUTION = Table(
+    "class distribution",
+    (
+        *_text("split", "task"),
+        Column("label", "int", minimum=0),
+        Column("class_name"),
+        *(Column(name, "int", minimum=0) for name in ("num_videos", "num_groups", "num_failed")),
+    ),
+    unique=("split", "task", "label"),
+)
 HOLD_OUT = Table(
     "hold-out",
     (

@@ -1,11 +1,13 @@
-"""Clips on disk: H.264 MP4 written and read with PyAV, whose wheel carries FFmpeg.
+"""Clips and videos on disk: H.264 MP4 written, and any video read, with PyAV, whose wheel carries FFmpeg.
 
-A frame array is always uint8 (T, H, W, 3), RGB, 0..255.
+A frame array is always uint8 (T, H, W, 3), RGB, 0..255. Frames are numbered by decoding from the start: a seek, and
+what a container says of its length, is exact in some files only.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import islice
@@ -14,12 +16,26 @@ from pathlib import Path
 import av
 import numpy as np
 
+from utils.containers import count_missing_bytes
 from utils.errors import InputError
 from utils.files import write_with
 
 # x264's macroblock tree and B-frame decision read memory that was never written (seen with x264 of PyAV 18.1: the same
 # frames gave other bytes in 60 % of fresh processes at 224 px). Without both, equal frames are equal bytes.
 _REPEATABLE = {"preset": "medium", "x264-params": "bframes=0:mbtree=0"}
+
+
+class VideoError(InputError):
+    """A file that cannot be decoded as a video.
+
+    Attributes:
+        reason: in short, without the file's name.
+    """
+
+    def __init__(self, path: Path, error: Exception) -> None:
+        what = getattr(error, "strerror", None)  # FFmpeg's; its errors are not all OSErrors
+        self.reason = f"unreadable: {what}" if what else str(error)
+        super().__init__(f"{path}: cannot be decoded as a video ({error}); restore or remake the clip")
 
 
 @dataclass(frozen=True)
@@ -66,10 +82,8 @@ def read_clip(path: Path, num_frames: int | None = None) -> np.ndarray:
         InputError: not a video, damaged, or another number of frames (a file cut at 99 % opens and yields none).
     """
     limit = None if num_frames is None else num_frames + 1  # one more tells a longer clip, without decoding all of it
-    try:
-        frames = list(islice(_decode(path), limit))
-    except (av.FFmpegError, ValueError, StopIteration) as error:
-        raise InputError(f"{path}: cannot be decoded as a video ({error}); restore or remake the clip") from None
+    with _named_errors(path):
+        frames = [_to_rgb(frame) for frame in islice(_decode(path), limit)]
     found = len(frames)
     if num_frames is not None and found != num_frames:
         more = "more than " if found > num_frames else ""
@@ -80,6 +94,67 @@ def read_clip(path: Path, num_frames: int | None = None) -> np.ndarray:
     if not frames:
         raise InputError(f"{path}: no frame can be decoded; restore or remake the clip")
     return np.stack(frames)
+
+
+def read_frames(path: Path, numbers: Sequence[int] | np.ndarray) -> np.ndarray:
+    """Some frames of a video, equal to those of a full decode; decoding ends with the last one that is asked for.
+
+    Args:
+        numbers: int (n,), frame numbers from 0, in any order, with repetitions; only these are converted to RGB.
+
+    Returns:
+        uint8 (n, H, W, 3), RGB, 0..255, in the order of `numbers`.
+
+    Raises:
+        ValueError: no number, or a negative one.
+        InputError: not a video, damaged before the last frame, or shorter.
+    """
+    numbers = np.asarray(numbers, dtype=np.int64)
+    if numbers.ndim != 1 or not len(numbers) or numbers.min() < 0:
+        raise ValueError(f"numbers must be some frame numbers from 0, not {numbers.tolist()}")
+    wanted, places = np.unique(numbers, return_inverse=True)
+    found: list[np.ndarray] = []
+    num_there = 0
+    with _named_errors(path):
+        for frame in islice(_decode(path), int(wanted[-1]) + 1):
+            if num_there == wanted[len(found)]:
+                found.append(_to_rgb(frame))
+            num_there += 1
+    if len(found) < len(wanted):
+        raise InputError(f"{path}: has {num_there} frames, frame {wanted[-1]} is asked for; index the videos again")
+    return np.stack(found)[places]
+
+
+@dataclass(frozen=True)
+class VideoInfo:
+    """What a full decode of a video found; `fps` is its container's word, 0 where it has none."""
+
+    num_frames: int
+    height: int
+    width: int
+    fps: float
+
+
+def probe_video(path: Path) -> VideoInfo:
+    """Decode a whole video and count; nothing is converted to RGB.
+
+    Raises:
+        VideoError: not a video, cut short (by the byte counts of its own container), damaged, without frames, or its
+            frames change in size.
+    """
+    with _named_errors(path):
+        if missing := count_missing_bytes(path):
+            raise ValueError(f"truncated: at least {missing} bytes are missing at its end")
+        with _open_stream(path) as (container, stream):
+            rate, num_frames, sizes = stream.guessed_rate, 0, set()
+            for frame in container.decode(stream):
+                if frame.is_corrupt:
+                    raise ValueError(f"frame {num_frames} is damaged")
+                sizes.add((frame.height, frame.width))
+                num_frames += 1
+        if len(sizes) != 1:
+            raise ValueError(f"its frames have {len(sizes)} sizes" if sizes else "no frame can be decoded")
+    return VideoInfo(num_frames, *sizes.pop(), float(rate or 0))
 
 
 def _encode(path: Path, frames: np.ndarray, fps: int, codec: Codec) -> None:
@@ -95,7 +170,17 @@ def _encode(path: Path, frames: np.ndarray, fps: int, codec: Codec) -> None:
         container.mux(stream.encode())
 
 
-def _decode(path: Path) -> Iterator[np.ndarray]:
+@contextmanager
+def _named_errors(path: Path) -> Iterator[None]:
+    """What a decoder says, as one sentence with the file's name."""
+    try:
+        yield
+    except (av.FFmpegError, FileNotFoundError, IsADirectoryError, ValueError, StopIteration) as error:
+        raise VideoError(path, error) from None
+
+
+@contextmanager
+def _open_stream(path: Path) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
     with av.open(str(path)) as container:
         if not container.streams.video:
             raise ValueError("it has no video stream")
@@ -104,5 +189,13 @@ def _decode(path: Path) -> Iterator[np.ndarray]:
             raise ValueError("its video codec is unknown")
         # Default threading is half as fast on 3-frame clips and can hang beside DataLoader workers.
         stream.codec_context.thread_count = 1
-        for frame in container.decode(stream):
-            yield frame.to_ndarray(format="rgb24")
+        yield container, stream
+
+
+def _decode(path: Path) -> Iterator[av.VideoFrame]:
+    with _open_stream(path) as (container, stream):
+        yield from container.decode(stream)
+
+
+def _to_rgb(frame: av.VideoFrame) -> np.ndarray:
+    return frame.to_ndarray(format="rgb24")

@@ -2,13 +2,13 @@
 
 It is drawn once, by source image and class, and written to a file that every arm of a comparison reads: the original,
 all clips and all frames of one image are on one side. Clips whose source is unknown are held out by clip, and the run
-is marked unpaired.
+is marked unpaired. Real videos are drawn by their group (the source video, person or scene) where the index names it.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +20,7 @@ from utils.artifacts import HOLD_OUT, read_table, write_table
 from utils.errors import InputError
 from utils.files import locked, sha256_file
 from utils.indices import ItemIndex
+from utils.task_labels import task_labels_path
 
 _TRAIN, _HELD = "train", "hold_out"
 _PAIRINGS = {True: "paired", False: "unpaired"}
@@ -41,7 +42,7 @@ class HoldOut:
     sha256: str
 
 
-def draw_hold_out(sources: Mapping[str, int], fraction: float, seed: int) -> set[str]:
+def draw_hold_out(sources: Mapping[str, int], fraction: float, seed: int, *, keep_lone: bool = False) -> set[str]:
     """The sources to hold out: of each class the share `fraction`, at least one and not all.
 
     They are those with the smallest SHA-256 of `seed:source`, which no order of rows changes; and an image that is
@@ -49,6 +50,7 @@ def draw_hold_out(sources: Mapping[str, int], fraction: float, seed: int) -> set
 
     Args:
         sources: id -> label.
+        keep_lone: a class with one source only is trained and not held out, instead of refused.
 
     Raises:
         InputError: a class has only one source.
@@ -59,6 +61,8 @@ def draw_hold_out(sources: Mapping[str, int], fraction: float, seed: int) -> set
     held: set[str] = set()
     for label, members in sorted(by_label.items()):
         if len(members) < 2:
+            if keep_lone:
+                continue
             raise InputError(
                 f"hold_out: class {label} has one source only, {members[0]}; add images, remove the class, or set "
                 "selection: val"
@@ -80,12 +84,14 @@ def split_hold_out(index: ItemIndex, path: Path, *, fraction: float, seed: int, 
     Raises:
         InputError: the file was drawn with other settings or from another data set, or was edited.
     """
-    sources, is_paired = index.source_ids, index.is_paired
-    labels = _labels_of(index, sources)
+    sources, is_paired = index.groups, index.is_paired
+    labels = _strata_of(index) if index.has_groups else _labels_of(index, sources)
+    # Of the combinations of several tasks' classes, and of groups, some are rare.
+    keep_lone = index.has_groups or task_labels_path(index.index_path).is_file()
     if not path.exists():
         with locked(path):
             if not path.exists():  # another process may just have drawn
-                _write(labels, path, fraction, seed, _PAIRINGS[is_paired])
+                _write(labels, path, fraction, seed, _PAIRINGS[is_paired], keep_lone=keep_lone)
     table = read_table(path, HOLD_OUT)
     _require_settings(table, path, fraction, seed)
     known = set(table["source_sha256"])
@@ -124,8 +130,21 @@ def _labels_of(index: ItemIndex, sources: list[str]) -> dict[str, int]:
     return labels
 
 
-def _write(labels: Mapping[str, int], path: Path, fraction: float, seed: int, pairing: str) -> None:
-    held = draw_hold_out(labels, fraction, seed)
+def _strata_of(index: ItemIndex) -> dict[str, int]:
+    """Each group's most frequent label: it may have several, as one person does many things.
+
+    What is held out is then nearly, not exactly, the share `fraction` of each class.
+    """
+    counts: dict[str, Counter[int]] = defaultdict(Counter)
+    for group, label in zip(index.groups, index.labels, strict=True):
+        counts[group][label] += 1
+    return {group: min(found, key=lambda label: (-found[label], label)) for group, found in counts.items()}
+
+
+def _write(
+    labels: Mapping[str, int], path: Path, fraction: float, seed: int, pairing: str, *, keep_lone: bool = False
+) -> None:
+    held = draw_hold_out(labels, fraction, seed, keep_lone=keep_lone)
     common = {"pairing": pairing, "fraction": fraction, "seed": seed}
     rows = [
         {"source_sha256": source, "label": labels[source], "part": _HELD if source in held else _TRAIN, **common}
@@ -142,7 +161,9 @@ def _require_settings(table: pd.DataFrame, path: Path, fraction: float, seed: in
                 f"{path} line {others.index[0]}: was drawn with hold_out.{key}={others.iloc[0]}, not {wanted}; set it "
                 "so, or set hold_out.file to another file"
             )
-    drawn = draw_hold_out(dict(zip(table["source_sha256"], table["label"], strict=True)), fraction, seed)
+    drawn = draw_hold_out(
+        dict(zip(table["source_sha256"], table["label"], strict=True)), fraction, seed, keep_lone=True
+    )
     edited = table[table["source_sha256"].isin(drawn) != (table["part"] == _HELD)]
     if len(edited):
         row = edited.iloc[0]
@@ -169,6 +190,8 @@ def _require_sources(table: pd.DataFrame, path: Path, index: ItemIndex, labels: 
             f"are not in it, the first: {missing[0]}; delete it and begin with the arm that has most sources, or set "
             "hold_out.file to another file"
         )
+    if index.has_groups:
+        return  # their labels depend on which of their videos an index has
     for source, label in labels.items():
         if known[source] != label:
             raise InputError(

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from utils.artifacts import CLIP_INDEX, IMAGE_INDEX, STATUS_OK, read_table
+from utils.artifacts import IMAGE_INDEX, STATUS_OK, VIDEO_INDEX, read_table
 from utils.errors import InputError
 from utils.files import resolve_item, sha256_file
 
@@ -65,6 +65,18 @@ class ItemIndex:
         """What each row was made from: its source image's SHA-256, or the row's own path where that is unknown."""
         hashes, path = self.source_hashes, "image_path" if "image_path" in self.table else "video_path"
         return hashes.where(hashes != "", self.table[path]).tolist()
+
+    @property
+    def has_groups(self) -> bool:
+        """Whether the index names groups: source videos, persons or scenes that several rows share."""
+        return "group" in self.table and bool((self.table["group"] != "").any())
+
+    @property
+    def groups(self) -> list[str]:
+        """What must be on one side of every split: a row's group, or its source (`source_ids`) where it has none."""
+        if not self.has_groups:
+            return self.source_ids
+        return [group or source for group, source in zip(self.table["group"], self.source_ids, strict=True)]
 
     @property
     def is_paired(self) -> bool:
@@ -128,7 +140,7 @@ def read_clip_index(
     Raises:
         InputError: a malformed row, a label out of range, a missing, foreign or changed file.
     """
-    table = read_table(path, CLIP_INDEX)
+    table = read_table(path, VIDEO_INDEX)
     if "status" in table:
         table = table[table["status"] == STATUS_OK]
         if table.empty:
@@ -143,8 +155,11 @@ def read_clip_index(
     return _item_index(table, path, clips_root, "video_path", num_classes, verify)
 
 
-def locate_clip_index(data_root: Path, csv_path: Path, split: str) -> tuple[Path, Path]:
+def locate_clip_index(data_root: Path, csv_path: Path, split: str, clips_root: Path | None = None) -> tuple[Path, Path]:
     """Where a clip index and its clips are: `csv_path` below `data_root` or as given; clips in `data_root/split`.
+
+    Args:
+        clips_root: the folder of the clips, where it is another one.
 
     Returns:
         the index's path, and the folder that `video_path` is relative to.
@@ -158,11 +173,17 @@ def locate_clip_index(data_root: Path, csv_path: Path, split: str) -> tuple[Path
         places = " nor ".join(str(path) for path in dict.fromkeys(candidates))
         raise InputError(f"{split}_csv: there is neither {places}; run Data_Augmentation_SVD, or correct the path")
     folder = data_root / split
-    return index_path, folder if folder.is_dir() else data_root
+    return index_path, clips_root or (folder if folder.is_dir() else data_root)
 
 
 def read_clip_splits(
-    data_root: Path, train_csv: Path, val_csv: Path, *, num_classes: int | None, num_frames: int
+    data_root: Path,
+    train_csv: Path,
+    val_csv: Path,
+    *,
+    num_classes: int | None,
+    num_frames: int | None,
+    clips_root: Path | None = None,
 ) -> tuple[ItemIndex, ItemIndex]:
     """The clips of both splits, see `locate_clip_index` and `read_clip_index`; their classes agree.
 
@@ -170,10 +191,12 @@ def read_clip_splits(
         InputError: as those two.
     """
     train = read_clip_index(
-        *locate_clip_index(data_root, train_csv, "train"), num_classes=num_classes, num_frames=num_frames
+        *locate_clip_index(data_root, train_csv, "train", clips_root), num_classes=num_classes, num_frames=num_frames
     )
     val = read_clip_index(
-        *locate_clip_index(data_root, val_csv, "val"), num_classes=len(train.classes), num_frames=num_frames
+        *locate_clip_index(data_root, val_csv, "val", clips_root),
+        num_classes=len(train.classes),
+        num_frames=num_frames,
     )
     require_same_classes(train.classes, "the train split", val.classes, "the val split")
     if absent := sorted(set(range(len(train.classes))) - set(train.labels)):

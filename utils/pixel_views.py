@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 
+from utils.frame_sampling import FrameSampling
 from utils.pixels import Pixels, Positions
 
 
@@ -94,6 +95,51 @@ class Reordered(_View):
 
     def _on(self, pixels: Pixels) -> Pixels:
         return Reordered(pixels, self._order.numpy())
+
+
+class DrawnFrames(_View):
+    """Clips that are drawn from the stored frames of each video, see `utils.frame_sampling`.
+
+    Args:
+        pixels: items of `num_clips * num_frames` frames, as `FrameSampling.stored_frames` orders them.
+    """
+
+    def __init__(self, pixels: Pixels, sampling: FrameSampling) -> None:
+        super().__init__(pixels)
+        if pixels.item_shape[0] != sampling.num_stored:
+            raise ValueError(f"items have {pixels.item_shape[0]} frames, but {sampling.num_stored} are to be stored")
+        self._sampling = sampling
+        self.item_shape = (sampling.num_frames, *pixels.item_shape[1:])
+
+    def gather(self, positions: Positions, generator: torch.Generator | None = None) -> torch.Tensor:
+        """As in `Pixels`; with a generator each item's frames are drawn, without one they are always the same."""
+        positions = self._checked(positions)
+        clips = self._draw(len(positions), generator) if generator else self._fixed(len(positions))
+        frames = self._gather_frames(self._frames_of(positions, clips))
+        return frames.permute(1, 4, 0, 2, 3)  # (T, B, H, W, C) -> (B, C, T, H, W)
+
+    def _draw(self, num_items: int, generator: torch.Generator) -> torch.Tensor:
+        """Which stored clip each frame is of: int64 (T, B)."""
+        # One number a frame with either method, so that what one draws shifts nothing in what is drawn after it.
+        shares = torch.rand(self.item_shape[0], num_items, generator=generator, dtype=torch.float64)
+        if self._sampling.method == "dense":
+            shares = shares[:1].expand_as(shares)  # all frames of one window
+        return (shares * self._sampling.num_clips).long()
+
+    def _fixed(self, num_items: int) -> torch.Tensor:
+        return torch.full((self.item_shape[0], num_items), self._sampling.fixed_clip)
+
+    def _frames_of(self, positions: torch.Tensor, clips: torch.Tensor) -> torch.Tensor:
+        """Frame t of clip k of each item: int64 (B,), (T, B) -> int64 (T, B)."""
+        num_frames = self.item_shape[0]
+        places = clips * num_frames + torch.arange(num_frames)[:, None]
+        return self._pixels._frame_index(positions).gather(0, places)  # (K T, B) -> (T, B)
+
+    def _frame_index(self, positions: torch.Tensor) -> torch.Tensor:
+        return self._frames_of(positions, self._fixed(len(positions)))
+
+    def _on(self, pixels: Pixels) -> Pixels:
+        return DrawnFrames(pixels, self._sampling)
 
 
 class Mixed(Pixels):

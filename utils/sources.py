@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
-from utils.clips import read_clip
+from utils.clips import probe_video, read_clip, read_frames
 from utils.errors import InputError
+from utils.frame_sampling import FrameSampling
 from utils.images import read_rgb_image, resize_and_centre_crop
 from utils.indices import ItemIndex
-from utils.pixel_views import AllFrames, Mixed, OneFrame
+from utils.pixel_views import AllFrames, DrawnFrames, Mixed, OneFrame
 from utils.pixels import Pixels, open_pixels
 
 
@@ -123,6 +125,23 @@ class EveryFrame(Source):
 
 
 @dataclass(frozen=True)
+class SampledClips(Source):
+    """Clips of frames that are drawn from each video anew in every epoch; always the same ones to choose an epoch."""
+
+    files: Files
+    sampling: FrameSampling
+
+    @property
+    def index(self) -> ItemIndex:
+        """The videos'."""
+        return self.files.index
+
+    def open(self, *args: Any) -> Pixels:
+        """As `Source.open`."""
+        return DrawnFrames(self.files.open(*args), self.sampling)
+
+
+@dataclass(frozen=True)
 class MixedWithFrames(Source):
     """Images, each replaced with a probability by a random frame of one of its clips while training."""
 
@@ -164,6 +183,23 @@ def clip_files(clips: ItemIndex, num_frames: int | None, image_size: int) -> Fil
 
     rule = f"clip of {num_frames} frames, shorter side to {image_size} px, centre crop"
     return Files(clips, read, (num_frames, image_size, image_size), rule)
+
+
+def video_files(videos: ItemIndex, sampling: FrameSampling, image_size: int) -> Files:
+    """Of each video the frames that a sampling may draw from, `(num_clips, num_frames)` of them one after the other.
+
+    A video's length is what its index says, else it is decoded once more to count.
+    """
+    counted = videos.table["num_frames"] if "num_frames" in videos.table else [None] * len(videos)
+    lengths = {path: count for path, count in zip(videos.paths, counted, strict=True) if not pd.isna(count)}
+
+    def read(path: Path) -> np.ndarray:
+        length = lengths.get(path) or probe_video(path).num_frames
+        numbers = sampling.stored_frames(int(length)).flatten()
+        return np.stack([resize_and_centre_crop(frame, image_size) for frame in read_frames(path, numbers)])
+
+    rule = f"{sampling.rule}, shorter side to {image_size} px, centre crop"
+    return Files(videos, read, (sampling.num_stored, image_size, image_size), rule)
 
 
 def mix_with_frames(images: Files, clips: Files, probability: float) -> MixedWithFrames:

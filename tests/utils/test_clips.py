@@ -6,6 +6,7 @@ import ctypes
 import hashlib
 import os
 import platform
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,8 +14,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import PROJECT
+from videos import truncate, write_video
 
-from utils.clips import CODECS, read_clip, write_clip
+from utils import clips
+from utils.clips import CODECS, VideoError, probe_video, read_clip, read_frames, write_clip
 from utils.errors import InputError
 
 # Means of the three frames of svd_videos/val/00000.mp4 over all pixels and channels, as PyAV 18.1 decodes it.
@@ -354,3 +357,135 @@ def test_the_real_videos_are_decoded_whole(real_data, name, num_frames, height, 
     frames = read_clip(real_data / "videos" / name, num_frames)
     assert frames.shape == (num_frames, height, width, 3)
     assert frames.std() > 20
+
+
+# --- videos: single frames, and a full look --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("suffix", [".avi", ".mp4", ".mkv", ".webm", ".mov", ".AVI"])
+def test_single_frames_are_those_of_a_full_decode_in_every_container(tmp_path, suffix):
+    path = write_video(tmp_path / f"video{suffix}", num_frames=40)
+    whole = read_clip(path, 40)
+    for numbers in ([0], [39], [0, 39], [5, 5, 5], [30, 2, 17, 2], list(range(40)), list(range(39, -1, -1))):
+        frames = read_frames(path, numbers)
+        assert frames.dtype == np.uint8
+        np.testing.assert_array_equal(frames, whole[numbers])
+    assert len(np.unique(whole.reshape(40, -1), axis=0)) == 40
+
+
+def test_frames_of_a_video_with_reordered_frames_are_in_the_order_shown(tmp_path):
+    """B-frames are stored after the frames that they lie before."""
+    import av
+
+    path = tmp_path / "video.mp4"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(
+            "libx264", rate=10, options={"bf": "3", "b_strategy": "0", "sc_threshold": "0", "crf": "1"}
+        )
+        stream.width, stream.height, stream.pix_fmt = 32, 32, "yuv420p"
+        for level in range(24):
+            frame = np.full((32, 32, 3), 10 * level, np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(stream.encode())
+    with av.open(str(path)) as container:
+        stamps = [packet.pts for packet in container.demux(video=0) if packet.pts is not None]
+    assert stamps != sorted(stamps)
+    means = read_frames(path, [20, 3, 11]).mean(axis=(1, 2, 3))
+    np.testing.assert_allclose(means, [200, 30, 110], atol=4)
+
+
+def test_decoding_ends_with_the_last_frame_that_is_asked_for(tmp_path, monkeypatch):
+    path = write_video(tmp_path / "video.mp4", num_frames=40)
+    decoded, converted = [], []
+    decode, convert = clips._decode, clips._to_rgb
+    monkeypatch.setattr(clips, "_decode", lambda path: (decoded.append(1) or frame for frame in decode(path)))
+    monkeypatch.setattr(clips, "_to_rgb", lambda frame: converted.append(1) or convert(frame))
+    read_frames(path, [9, 4, 9])
+    assert (len(decoded), len(converted)) == (10, 2)
+
+
+def test_a_frame_beyond_the_end_is_named(tmp_path):
+    path = write_video(tmp_path / "video.avi", num_frames=8)
+    with pytest.raises(InputError, match=r"video.avi: has 8 frames, frame 8 is asked for"):
+        read_frames(path, [0, 8])
+
+
+@pytest.mark.parametrize("numbers", [[], [-1], [[0, 1]]], ids=str)
+def test_numbers_that_are_none_are_refused(tmp_path, numbers):
+    with pytest.raises(ValueError, match="must be some frame numbers"):
+        read_frames(write_video(tmp_path / "video.avi"), numbers)
+
+
+@pytest.mark.parametrize("suffix", [".avi", ".mp4", ".mkv", ".webm", ".mov"])
+@pytest.mark.parametrize("num_frames", [1, 25])
+def test_a_look_at_a_video_counts_its_frames(tmp_path, suffix, num_frames):
+    path = write_video(tmp_path / f"video{suffix}", num_frames=num_frames, size=48, fps=12)
+    info = probe_video(path)
+    assert (info.num_frames, info.height, info.width) == (num_frames, 48, 48)
+    if num_frames > 1:
+        assert info.fps == pytest.approx(12, rel=0.01)
+
+
+def test_a_container_that_lies_about_its_length_is_not_believed(tmp_path):
+    path = write_video(tmp_path / "video.avi", num_frames=25)
+    content = bytearray(path.read_bytes())
+    header = content.index(b"avih") + 8
+    content[header + 16 : header + 20] = (9999).to_bytes(4, "little")  # dwTotalFrames
+    stream = content.index(b"strh") + 8
+    content[stream + 32 : stream + 36] = (9999).to_bytes(4, "little")  # dwLength
+    path.write_bytes(content)
+    assert probe_video(path).num_frames == 25
+
+
+@pytest.mark.parametrize("suffix", [".avi", ".mp4", ".mkv", ".webm", ".mov"])
+@pytest.mark.parametrize("kept_fraction", [0.05, 0.5, 0.8, 0.97])
+def test_a_video_that_was_cut_short_is_told_by_its_bytes(tmp_path, suffix, kept_fraction):
+    path = write_video(tmp_path / f"video{suffix}", num_frames=30)
+    num_bytes = path.stat().st_size
+    truncate(path, kept_fraction)
+    with pytest.raises(VideoError) as error:
+        probe_video(path)
+    (missing,) = re.fullmatch(r"truncated: at least (\d+) bytes are missing at its end", error.value.reason).groups()
+    num_missing = num_bytes - path.stat().st_size
+    # What follows the part that was cut (the index of an MP4) is not known to be missing.
+    assert int(missing) == num_missing if suffix in (".avi", ".mkv", ".webm") else 0 < int(missing) <= num_missing
+    assert str(error.value).startswith(f"{path}: cannot be decoded as a video (truncated")
+
+
+def test_an_avi_that_was_cut_short_decodes_without_a_word(tmp_path):
+    """Why the bytes are counted: the frames that are left look right."""
+    path = truncate(write_video(tmp_path / "video.avi", num_frames=30), 0.5)
+    assert 1 < len(read_clip(path)) < 29
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"no video\n" * 50, "unreadable: Invalid data found when processing input"),
+        (b"", "unreadable: Invalid data found when processing input"),
+        (b"RIFF", "unreadable: "),
+        (b"\x1a\x45\xdf\xa3", "unreadable: "),
+    ],
+)
+def test_a_file_that_is_no_video_has_a_reason_without_its_path(tmp_path, content, reason):
+    (tmp_path / "video.mp4").write_bytes(content)
+    with pytest.raises(VideoError) as error:
+        probe_video(tmp_path / "video.mp4")
+    assert error.value.reason.startswith(reason) and str(tmp_path) not in error.value.reason
+
+
+@pytest.mark.parametrize("name", ["missing.mp4", "."])
+def test_a_look_at_a_path_without_a_file_is_refused_by_name(tmp_path, name):
+    with pytest.raises(InputError, match="cannot be decoded as a video"):
+        probe_video(tmp_path / name)
+
+
+def test_a_video_with_a_part_that_was_overwritten_is_damaged(tmp_path):
+    path = write_video(tmp_path / "video.mp4", num_frames=30, size=64)
+    content = bytearray(path.read_bytes())
+    start = content.index(b"mdat") + len(content) // 3
+    content[start : start + 2000] = bytes(2000)
+    path.write_bytes(content)
+    with pytest.raises(VideoError) as error:
+        probe_video(path)
+    assert error.value.reason.startswith(("unreadable: ", "frame "))
