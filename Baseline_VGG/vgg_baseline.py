@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import logging
-import sys
 from pathlib import Path
-from urllib.error import URLError
 
 import torch
 from torch import nn
@@ -14,8 +12,8 @@ from torchvision.models.vgg import cfgs, make_layers
 
 from utils.checkpoints import StateDict, load_state, read_weights
 from utils.errors import InputError
-from utils.files import sha256_file
 from utils.pooling import RepeatableAdaptiveAvgPool2d
+from utils.published_weights import read_published_weights
 
 log = logging.getLogger(__name__)
 PAPER_CLASSIFIER_WIDTH = 4096
@@ -44,7 +42,8 @@ def build_vgg11(
     if weights is None:
         return model
     if weights == "imagenet":
-        _load_all_but_head(model, _imagenet_state_dict(), Path("the ImageNet weights"))
+        published = read_published_weights(VGG11_BN_Weights.IMAGENET1K_V1.url, "weights: imagenet")
+        _load_all_but_head(model, published, Path("the ImageNet weights"))
     else:
         _load_all_but_head(model, read_weights(Path(weights))[0], Path(weights))
     return model
@@ -92,20 +91,3 @@ def _load_all_but_head(model: VGG, state_dict: StateDict, path: Path) -> None:
     if any(tensor.dim() == 5 for tensor in state_dict.values()):
         raise InputError(f"{path}: holds 3-D kernels; give the checkpoint of a 2-D VGG-11")
     load_state(model, merged, path)
-
-
-def _imagenet_state_dict() -> StateDict:
-    url = VGG11_BN_Weights.IMAGENET1K_V1.url
-    target = Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[-1]
-    if not target.exists():
-        try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            torch.hub.download_url_to_file(url, str(target), progress=sys.stderr.isatty())
-        except (URLError, OSError, RuntimeError) as error:
-            raise InputError(
-                f"weights: imagenet cannot be fetched ({error}); download {url} on a machine with network and "
-                f"save it as {target}, or set weights: none"
-            ) from None
-    if not sha256_file(target).startswith(target.stem.rsplit("-", 1)[-1]):  # torchvision names files by their hash
-        raise InputError(f"{target}: is not the file that {url} names (SHA-256 differs); remove it and fetch it again")
-    return read_weights(target)[0]

@@ -43,7 +43,7 @@ class TemporalReplicateConv3d(nn.Conv3d):
 def inflate(
     model_2d: nn.Module,
     *,
-    temporal_kernel: int = 3,
+    temporal_kernel: int | Literal["spatial"] = 3,
     init: Init = "center",
     temporal_padding: TemporalPadding = "zeros",
     copy_bn_stats: bool = True,
@@ -54,7 +54,8 @@ def inflate(
     global or adaptive average also averages over time. State-dict names stay those of the 2-D network.
 
     Args:
-        temporal_kernel: odd, so that one slice is the centre.
+        temporal_kernel: odd, so that one slice is the centre; or `spatial`: each convolution's own size, k x k x k
+            (Carreira & Zisserman 2017), for networks whose kernels are square and odd.
         init: `center` puts the 2-D kernel on the centre slice and zeros elsewhere; `average` puts kernel / n on all n
             slices (Carreira & Zisserman 2017, section 2.1). On a static clip the first equals the 2-D network under any
             temporal padding, the second only under `replicate`.
@@ -64,8 +65,8 @@ def inflate(
     Raises:
         ValueError: an even kernel, an unknown option, or a layer without a 3-D counterpart.
     """
-    if temporal_kernel < 1 or temporal_kernel % 2 == 0:
-        raise ValueError(f"temporal_kernel must be odd, not {temporal_kernel}")
+    if temporal_kernel != "spatial":
+        _require_odd(temporal_kernel)
     if init not in ("center", "average"):
         raise ValueError(f"unknown init {init!r}; known: average, center")
     if temporal_padding not in ("zeros", "replicate"):
@@ -73,7 +74,8 @@ def inflate(
 
     def convert(module: nn.Module) -> nn.Module:
         if isinstance(module, nn.Conv2d):
-            return inflate_conv(module, temporal_kernel, init=init, temporal_padding=temporal_padding)
+            num_frames = _spatial_kernel(module) if temporal_kernel == "spatial" else temporal_kernel
+            return inflate_conv(module, num_frames, init=init, temporal_padding=temporal_padding)
         if isinstance(module, nn.BatchNorm2d):
             return inflate_batch_norm(module, copy_stats=copy_bn_stats)
         return _inflate_other(module)
@@ -227,6 +229,19 @@ def _spatial_padding(conv: nn.Conv2d) -> tuple[int, int]:
             raise ValueError("cannot inflate Conv2d with padding='same' and an even kernel")
         return tuple(d * (size - 1) // 2 for d, size in zip(conv.dilation, conv.kernel_size, strict=True))
     return conv.padding
+
+
+def _spatial_kernel(conv: nn.Conv2d) -> int:
+    height, width = conv.kernel_size
+    if height != width:
+        raise ValueError(f"temporal_kernel='spatial' needs square kernels, not {height} x {width}; give a number")
+    _require_odd(height)
+    return height
+
+
+def _require_odd(temporal_kernel: int) -> None:
+    if not isinstance(temporal_kernel, int) or temporal_kernel < 1 or temporal_kernel % 2 == 0:
+        raise ValueError(f"temporal_kernel must be odd, not {temporal_kernel}")
 
 
 def _pair(value: int | tuple[int, int]) -> tuple[int, int]:

@@ -172,10 +172,25 @@ def test_pointwise_kernels_stay_pointwise_and_frozen_ones_frozen():
     assert conv_3d.bias.requires_grad
 
 
+def test_kernels_as_long_as_they_are_wide():
+    model = nn.Sequential(nn.Conv2d(3, 4, 7, stride=2, padding=3), nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 3, padding=1))
+    model_3d = inflate(model, temporal_kernel="spatial", init="average", temporal_padding="replicate")
+    assert [tuple(layer.kernel_size) for layer in model_3d] == [(7, 7, 7), (1, 1, 1), (3, 3, 3)]
+    assert [layer.stride for layer in model_3d] == [(1, 2, 2), (1, 1, 1), (1, 1, 1)]
+    images = torch.randn(2, 3, 16, 16)
+    with torch.no_grad():
+        for num_frames in (1, 3):
+            found = model_3d(static_clip(images, num_frames))
+            assert (found - model(images)[:, :, None]).abs().max() <= 1e-6
+
+
 @pytest.mark.parametrize(
     ("model", "options", "problem"),
     [
         (nn.Conv2d(1, 1, 3), {"temporal_kernel": 2}, "must be odd"),
+        (nn.Conv2d(1, 1, 3), {"temporal_kernel": "cubic"}, "must be odd, not cubic"),
+        (nn.Conv2d(1, 1, 4), {"temporal_kernel": "spatial"}, "must be odd, not 4"),
+        (nn.Conv2d(1, 1, (1, 7)), {"temporal_kernel": "spatial"}, "square kernels, not 1 x 7"),
         (nn.Conv2d(1, 1, 3), {"init": "centre"}, "known: average, center"),
         (nn.Conv2d(1, 1, 3), {"temporal_padding": "reflect"}, "known: replicate, zeros"),
         (nn.Conv2d(1, 1, 3, padding=1, padding_mode="reflect"), {}, "padding_mode='reflect'"),

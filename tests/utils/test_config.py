@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import json
+import re
 import subprocess
 import sys
 import time
@@ -22,13 +24,14 @@ from Data_Augmentation_SVD.settings import (
     MergeSettings,
     SmallSvdSettings,
 )
-from Data_Sourcing.settings import DemoDatasetSettings, SourcingSettings
+from Data_Sourcing.settings import DemoDatasetSettings, IndexVideosSettings, SourcingSettings
 from Inflated_3D_VGG.settings import InflatedSettings
 from Model_Evaluation.published_settings import ImportSettings
 from Model_Evaluation.settings import CostSettings, EvaluationSettings, PrepareSettings
 from Model_Evaluation.study_settings import StudySettings
 from Model_Evaluation.tagged_numbers import CheckReportSettings
 from utils.config import (
+    PATTERN_WORDS,
     InputPath,
     PositiveFloat,
     PositiveInt,
@@ -40,6 +43,9 @@ from utils.config import (
     read_yaml,
 )
 from utils.errors import InputError
+from utils.settings import Device
+from Video_Models.registry import FAMILIES
+from Video_Models.settings import VideoSettings
 
 # Every YAML that a stage ships, and the settings it must fit.
 SHIPPED = {
@@ -67,6 +73,8 @@ SHIPPED = {
     "Model_Evaluation/prepare_evaluation_data.yaml": PrepareSettings,
     "Model_Evaluation/small_study.yaml": StudySettings,
     "Model_Evaluation/study.yaml": StudySettings,
+    "Data_Sourcing/index_videos.yaml": IndexVideosSettings,
+    **{f"Video_Models/{name}.yaml": VideoSettings for name in (*FAMILIES, "demo")},
 }
 STAGES = sorted(path.parent for path in PROJECT.glob("*/__init__.py") if path.parent.name not in ("utils", "tests"))
 MAX_ANSWER_S = 1.5
@@ -91,6 +99,8 @@ class Sample(Settings):
     flag: bool = False
     section: Section = Section()
     items: tuple[Item, ...] = ()
+    device: Device = "auto"
+    seeds: Annotated[tuple[int, ...], Field(min_length=1, max_length=2)] = (0,)
 
 
 def read(folder: Path, text: str, *overrides: str) -> Sample:
@@ -267,6 +277,9 @@ SENTENCES = {
     "missing in a list": ("items: [{value: 1}]", "DIR/sample.yaml: 'items.0.name' is missing; add it"),
     "range": ("rate: -1", "DIR/sample.yaml: rate: input should be greater than 0 (got -1)"),
     "type": ("flag: 1", "DIR/sample.yaml: flag: input should be a valid boolean (got 1)"),
+    "pattern": ("device: gpu", "DIR/sample.yaml: device: expected auto, cpu, cuda, cuda:N or mps (got 'gpu')"),
+    "empty list": ("seeds: []", "DIR/sample.yaml: seeds: give at least one (got [])"),
+    "long list": ("seeds: [1, 2, 3]", "DIR/sample.yaml: seeds: give at most two (got [1, 2, 3])"),
     "duplicate": (
         "rate: 1\nrate: 2",
         "DIR/sample.yaml line 2: not valid YAML: duplicate key 'rate'; correct that line",
@@ -304,6 +317,51 @@ def test_sentence_for_a_bad_override(tmp_path, override, sentence):
 
 def test_sentence_for_an_override_given_twice(tmp_path):
     assert refused(tmp_path, "", "rate=1", "rate=2") == "override 'rate' is given twice; keep one of them"
+
+
+@pytest.mark.parametrize("settings_class", dict.fromkeys(SHIPPED.values()), ids=lambda kind: kind.__name__)
+def test_every_pattern_of_the_settings_has_words(settings_class):
+    patterns = re.findall(r'"pattern": ("(?:[^"\\]|\\.)*")', json.dumps(settings_class.model_json_schema()))
+    assert {json.loads(pattern) for pattern in patterns} <= PATTERN_WORDS.keys()
+
+
+class Switched(Settings):
+    dry_run: bool = False
+    rate: float = 1.0
+
+
+def read_switched(folder: Path, *arguments: str) -> Switched:
+    (folder / "s.yaml").write_text("rate: 2\n")
+    flags = {"dry_run": "print the plan and stop"}
+    return read_settings(Switched, "Doc.", folder / "s.yaml", arguments, flags=flags)
+
+
+@pytest.mark.parametrize("arguments", [["--dry-run", "rate=3"], ["rate=3", "--dry-run"], ["rate=3", "dry_run=true"]])
+def test_a_flag_stands_anywhere_and_sets_its_key(tmp_path, arguments):
+    assert read_switched(tmp_path, *arguments) == Switched(dry_run=True, rate=3.0)
+    assert read_switched(tmp_path, "rate=3") == Switched(dry_run=False, rate=3.0)
+
+
+def test_options_may_stand_between_overrides(tmp_path):
+    (tmp_path / "other.yaml").write_text("rate: 5\n")
+    arguments = ["dry_run=false", "--config", str(tmp_path / "other.yaml"), "rate=6"]
+    assert read_switched(tmp_path, *arguments) == Switched(rate=6.0)
+
+
+def test_help_lists_flags_among_the_options(tmp_path, capsys):
+    with pytest.raises(SystemExit) as stop:
+        read_switched(tmp_path, "--help")
+    assert stop.value.code == 0
+    options = capsys.readouterr().out.split("options:")[1].split("keys:")[0]
+    assert re.search(r"--dry-run +print the plan and stop", options)
+
+
+def test_a_flag_that_a_script_does_not_have_is_refused(tmp_path, capsys):
+    (tmp_path / "s.yaml").write_text("")
+    with pytest.raises(SystemExit) as stop:
+        read_settings(Switched, "Doc.", tmp_path / "s.yaml", ["--dry-run"])
+    assert stop.value.code == 2
+    assert "unrecognized arguments: --dry-run" in capsys.readouterr().err
 
 
 def test_long_values_are_shortened(tmp_path):

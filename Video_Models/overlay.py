@@ -1,0 +1,89 @@
+"""Videos with the predicted class written on every frame."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import matplotlib
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from utils.clips import CODECS
+from utils.files import write_with
+
+_FONT = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"  # Latin, Greek, Cyrillic, Arabic
+_SMALLEST_FONT = 10  # pixels; below, letters run together in H.264
+_LINES_A_HEIGHT = 18  # lines of text that would fill a frame
+_USUAL_RATE = Fraction(25)  # frames a second, where a container names none
+
+
+def write_overlay(source: Path, target: Path, lines: Sequence[str]) -> None:
+    """Write an MP4 of all frames of `source` at its frame rate, with lines of text over their upper left corner.
+
+    The size is the source's; an odd height or width is made even by repeating the last row or column (yuv420p halves
+    both). Frames are taken one at a time, so that a long video needs no more memory than a short one.
+
+    Raises:
+        av.FFmpegError: the source cannot be decoded.
+    """
+    write_with(target, lambda partial: _write_frames(source, partial, lines))
+
+
+def draw_text(frame: np.ndarray, text: np.ndarray) -> np.ndarray:
+    """A copy of a frame with text in white on its darkened upper left corner.
+
+    Args:
+        frame: uint8 (H, W, 3).
+        text: uint8 (h, w), 255 where a letter is; of `render_text`.
+    """
+    drawn = frame.copy()
+    corner = drawn[: text.shape[0], : text.shape[1]]
+    np.maximum(corner // 3, text[: len(corner), : corner.shape[1], None], out=corner)
+    return drawn
+
+
+def render_text(lines: Sequence[str], height: int, width: int) -> np.ndarray:
+    """Lines of text for frames of a size, cut with an ellipsis where they are too wide: uint8 (h, w), 0..255."""
+    font = ImageFont.truetype(str(_FONT), max(_SMALLEST_FONT, height // _LINES_A_HEIGHT))
+    margin = max(2, height // 100)
+    fitted = [_fit(line, font, width - 2 * margin) for line in lines]
+    line_height = sum(font.getmetrics())
+    size = (min(width, round(max(map(font.getlength, fitted)) + 2 * margin)), len(fitted) * line_height + 2 * margin)
+    picture = Image.new("L", size)
+    for number, line in enumerate(fitted):
+        ImageDraw.Draw(picture).text((margin, margin + number * line_height), line, 255, font)
+    return np.asarray(picture)
+
+
+def _write_frames(source: Path, target: Path, lines: Sequence[str]) -> None:
+    codec, text = CODECS["h264"], None
+    with av.open(str(source)) as reader, av.open(str(target), "w", format="mp4") as writer:
+        decoded = reader.streams.video[0]
+        decoded.codec_context.thread_count = 1
+        stream = writer.add_stream(codec.encoder, rate=decoded.guessed_rate or _USUAL_RATE, options=dict(codec.options))
+        stream.pix_fmt = codec.pixel_format
+        stream.codec_context.thread_count = 1  # equal frames are equal bytes
+        for frame in reader.decode(decoded):
+            pixels = _make_even(frame.to_ndarray(format="rgb24"))
+            if text is None:
+                stream.height, stream.width = pixels.shape[:2]
+                text = render_text(lines, *pixels.shape[:2])
+            writer.mux(stream.encode(av.VideoFrame.from_ndarray(draw_text(pixels, text), format="rgb24")))
+        writer.mux(stream.encode())
+
+
+def _make_even(frame: np.ndarray) -> np.ndarray:
+    height, width = frame.shape[:2]
+    return np.pad(frame, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
+
+
+def _fit(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
+    text = " ".join(text.split())
+    if font.getlength(text) <= width:
+        return text
+    while text and font.getlength(text + "…") > width:
+        text = text[:-1]
+    return text + "…"
