@@ -26,12 +26,21 @@ class Classifier:
         form: what the network sees.
         is_fused: look at each frame by itself and average the probabilities (a network of clips sees it repeated).
         num_views: of test-time augmentation, see `build_views`; their probabilities are averaged.
+        num_clips: clips that an item's frames make up, one after the other; their logits are averaged.
     """
 
     def __init__(
-        self, network: nn.Module, form: InputFormat, recipe: Recipe, *, is_fused: bool = False, num_views: int = 1
+        self,
+        network: nn.Module,
+        form: InputFormat,
+        recipe: Recipe,
+        *,
+        is_fused: bool = False,
+        num_views: int = 1,
+        num_clips: int = 1,
     ) -> None:
         self._network, self._form, self._recipe = network, form, recipe
+        self._num_clips = num_clips
         self._is_fused, self._views = is_fused, build_views(num_views)
         self._preprocess = Preprocessing(form.mean, form.std)
 
@@ -41,9 +50,10 @@ class Classifier:
 
     @torch.inference_mode()
     def logits(self, inputs: torch.Tensor) -> torch.Tensor:
-        """Of every pass: (B, 3, T, H, W), from `prepare`, -> (P, B, num_classes)."""
+        """Of every pass: (B, 3, T, H, W), from `prepare`, -> (P, B, num_classes); of clips of one item the mean."""
         with self._recipe.autocast():
-            return torch.stack([self._network(one) for one in self._passes(inputs)])
+            logits = torch.stack([self._network(one) for one in self._passes(inputs)])
+        return logits if self._num_clips == 1 else logits.unflatten(0, (-1, self._num_clips)).mean(dim=1)
 
     def probabilities(self, inputs: torch.Tensor) -> np.ndarray:
         """From `prepare`: float64 (B, num_classes), the mean over the passes; NaN where a logit is not finite.
@@ -55,12 +65,12 @@ class Classifier:
 
     def num_passes(self, num_frames: int) -> int:
         """Of the network, for an item of so many frames."""
-        return len(self._views) * (num_frames if self._is_fused else 1)
+        return len(self._views) * (num_frames if self._is_fused else self._num_clips)
 
     def _passes(self, inputs: torch.Tensor) -> Iterator[torch.Tensor]:
         for view in self._views:
             seen = view(inputs)
-            for clip in seen.split(1, dim=2) if self._is_fused else [seen]:
+            for clip in seen.chunk(seen.shape[2] if self._is_fused else self._num_clips, dim=2):
                 yield self._as_network_input(clip)
 
     def _as_network_input(self, clip: torch.Tensor) -> torch.Tensor:

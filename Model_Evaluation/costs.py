@@ -10,7 +10,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from Inflated_3D_VGG.vgg_inflated import TemporalReplicateConv3d
-from Model_Evaluation.models import MODEL_BUILDERS, MODEL_NAMES, describe_input, load_model
+from Model_Evaluation.models import MODEL_NAMES, PAPER_BUILDERS, describe_input, load_model
 from Model_Evaluation.settings import CostSettings, DataSettings
 from utils.checkpoints import read_description
 from utils.errors import InputError
@@ -32,7 +32,7 @@ def models_to_count(settings: CostSettings) -> Iterator[tuple[str, nn.Module, tu
         form = describe_input(described.type, settings.checkpoint, DataSettings())
         yield str(settings.checkpoint), load_model(described.type, settings.checkpoint)[0], form.shape
         return
-    for model_type, builder in MODEL_BUILDERS.items():
+    for model_type, builder in PAPER_BUILDERS.items():
         size = (settings.image_size, settings.image_size)
         shape = (3, *size) if model_type == "baseline" else (3, settings.num_frames, *size)
         yield (
@@ -50,12 +50,16 @@ def count_parameters(model: nn.Module) -> int:
 def count_nominal_macs(model: nn.Module, input_shape: tuple[int, ...]) -> int:
     """Multiply-accumulates of one item as ptflops' pytorch backend counts them (the paper's figure).
 
+    Of networks with attention it is `count_executed_macs`: ptflops does not see fused attention.
+
     Args:
         input_shape: of one item, without the batch.
     """
     from ptflops import get_model_complexity_info
     from ptflops.pytorch_ops import conv_flops_counter_hook
 
+    if has_attention(model):
+        return count_executed_macs(model, input_shape)
     with _on_clips(model):  # ptflops goes by the exact type
         macs, _ = get_model_complexity_info(
             model,
@@ -69,6 +73,11 @@ def count_nominal_macs(model: nn.Module, input_shape: tuple[int, ...]) -> int:
     if macs is None:
         raise RuntimeError(f"ptflops could not run {type(model).__name__} on an input of shape {input_shape}")
     return int(macs)
+
+
+def has_attention(model: nn.Module) -> bool:
+    """Whether a layer calls itself attention, as those of transformers and torchvision do."""
+    return any("attention" in type(module).__name__.lower() for module in model.modules())
 
 
 @torch.no_grad()

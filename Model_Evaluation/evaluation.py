@@ -40,7 +40,9 @@ from Model_Evaluation.models import (
     load_model,
     named_classes,
     protocol_rows,
+    require_task,
     run_columns,
+    scored_classes,
 )
 from Model_Evaluation.settings import EvaluationSettings, ScoredModel
 from utils.artifacts import Table, format_table, write_table
@@ -61,7 +63,7 @@ _PARTS = "parts"
 MEASURED_FILES = tuple(f"{name}.csv" for name in MEASURED)
 # Where the inputs are; what they are is compared by content.
 _PATH_KEYS = (
-    *("data.root", "data.val_csv", "data.images_root", "data.wnids_file", "data.cache_dir"),
+    *("data.root", "data.val_csv", "data.clips_root", "data.images_root", "data.wnids_file", "data.cache_dir"),
     *("models.*.checkpoint", "models.*.root", "models.*.val_csv", "model2d.checkpoint", "model3d.checkpoint"),
 )
 
@@ -120,7 +122,7 @@ def _open_run(settings: EvaluationSettings) -> Run:
     data = settings.data
     inputs = {f"checkpoint of {model.name}": model.checkpoint for model in settings.scored_models}
     if data.root is not None:
-        inputs["clip index"] = locate_clip_index(data.root, data.val_csv, SPLIT)[0]
+        inputs["clip index"] = locate_clip_index(data.root, data.val_csv, SPLIT, data.clips_root)[0]
     for model in settings.scored_models:
         if model.root is not None:
             own = model.data(data)
@@ -133,19 +135,22 @@ def _open_run(settings: EvaluationSettings) -> Run:
 def _prepare_job(settings: EvaluationSettings, model: ScoredModel) -> _Job:
     form = describe_input(model.type, model.checkpoint, settings.data)
     described = verify_weights(model.checkpoint)
-    if described and settings.num_classes not in (None, len(described.classes)):
+    task = settings.data.task
+    require_task(form, task, model.checkpoint)
+    if task is None and described and settings.num_classes not in (None, len(described.classes)):
         raise InputError(
             f"num_classes: is {settings.num_classes}, but {model.checkpoint} has {len(described.classes)} classes; "
             "drop the key or use that value"
         )
-    num_classes = settings.num_classes or (len(described.classes) if described else None)
+    classes = scored_classes(described, form, task) if described else None
+    num_classes = settings.num_classes or (len(classes) if classes else None)
     test = build_test_data(model.kind, model.data(settings.data), form, num_classes)
     if settings.num_classes is not None and len(test.index.classes) != settings.num_classes:
         raise InputError(
             f"num_classes: is {settings.num_classes}, but {test.index.index_path} has {len(test.index.classes)} classes"
         )
     if described is not None:
-        require_same_classes(described.classes, str(model.checkpoint), test.index.classes, str(test.index.index_path))
+        require_same_classes(classes, str(model.checkpoint), test.index.classes, str(test.index.index_path))
     return _Job(model, form, test, _read_generation(settings, model))
 
 
@@ -177,9 +182,10 @@ def _score_unless_done(job: _Job, settings: EvaluationSettings, recipe: Recipe, 
 def score_model(job: _Job, settings: EvaluationSettings, recipe: Recipe) -> dict[str, list[dict[str, Any]]]:
     """All measurements of one model: rows by table name."""
     run_id, test = job.model.name, job.test
-    network, described = load_model(job.model.type, job.model.checkpoint)
+    task = settings.data.task
+    network, described = load_model(job.model.type, job.model.checkpoint, task)
     network.to(recipe.device)
-    names = {"arm": job.model.arm, "test_input": test.name, "split": SPLIT, "run_id": run_id}
+    names = {"arm": job.model.arm, "task": task, "test_input": test.name, "split": SPLIT, "run_id": run_id}
     columns = run_columns(described, job.model.type, num_frames=test.frames_there, **names)
     classes = named_classes(test.index.classes, described)
     pixels = test.open(settings.data.cache_dir, settings.data.workers)
@@ -192,7 +198,7 @@ def score_model(job: _Job, settings: EvaluationSettings, recipe: Recipe) -> dict
         )
     item_ids, labels = test.index.item_ids, np.array(test.index.labels)
     costs = _cost_row(network, classifier, columns, job, settings)
-    prepared = _build_classifier(_prepare(network, job.form, recipe), job, recipe)
+    prepared = _build_classifier(_prepare(network, job, recipe), job, recipe)
     return {
         "predictions": prediction_rows(columns, item_ids, labels, probabilities, classes),
         "probabilities": probability_rows(run_id, item_ids, probabilities),
@@ -221,7 +227,8 @@ def predict(classifier: Classifier, pixels: Pixels, job: _Job, batch_size: int) 
 
 
 def _build_classifier(network: nn.Module, job: _Job, recipe: Recipe) -> Classifier:
-    return Classifier(network, job.form, recipe, is_fused=job.test.is_fused, num_views=job.test.num_views)
+    options = {name: getattr(job.test, name) for name in ("is_fused", "num_views", "num_clips")}
+    return Classifier(network, job.form, recipe, **options)
 
 
 def prediction_rows(
@@ -296,7 +303,7 @@ def _time_inference(
         deployment = Deployment(
             generation=job.generation,
             image_size=job.form.image_size,
-            frame_order=job.test.frame_order[0],
+            frame_order=_frames_of_generated(job),
             prepare=classifier.prepare,
             classify=classifier.probabilities,
             device=recipe.device,
@@ -311,15 +318,23 @@ def _time_inference(
     return tables
 
 
+def _frames_of_generated(job: _Job) -> np.ndarray:
+    """Which frames of a clip that was just made (or of the image) the network sees: int64 (T,)."""
+    order = job.test.frame_order[0]
+    if job.generation is None or job.form.sampling is None:
+        return order
+    return job.form.sampling.stored_frames(job.generation.num_frames).flatten()[order]
+
+
 @cache
 def _guard_of(device: torch.device, dtype: torch.dtype) -> LatencyGuard:
     """One for all models of this process: what a device reaches is measured once."""
     return LatencyGuard(lambda: measure_peak(device, dtype))
 
 
-def _prepare(model: nn.Module, form: InputFormat, recipe: Recipe) -> nn.Module:
-    """The network as one would run it for its answers alone, where it has such a form (three frames, zero padding)."""
-    if form.num_frames not in (None, 3):
+def _prepare(model: nn.Module, job: _Job, recipe: Recipe) -> nn.Module:
+    """The network as one would run it for its answers alone: VGGs, where they have such a form (three frames)."""
+    if job.model.type == "video" or job.form.num_frames not in (None, 3):
         return model
     try:
         return prepare_for_inference(model, dtype=recipe.autocast_dtype or torch.float32)

@@ -20,7 +20,8 @@ from utils.images import read_rgb_image, resize_and_centre_crop
 from utils.indices import ItemIndex, locate_clip_index, read_clip_index
 from utils.pixel_views import Reordered
 from utils.pixels import Pixels
-from utils.sources import Files, clip_files, image_files
+from utils.sources import Files, clip_files, image_files, video_files
+from utils.task_labels import TaskLabels, select_task
 
 SPLIT = "val"
 # The paper's way from an image to a frame, but for the generator between the two (paper, section 3.2).
@@ -38,6 +39,7 @@ class TestData:
         name: `test_input` in every table.
         is_fused: whether each frame is looked at by itself and the answers are averaged.
         num_views: of test-time augmentation; 1 is the item as it is.
+        num_clips: clips that the frames make up, one after the other; their logits are averaged.
     """
 
     __test__ = False  # not a pytest class
@@ -48,6 +50,7 @@ class TestData:
     name: str
     is_fused: bool
     num_views: int
+    num_clips: int = 1
 
     @property
     def frames_there(self) -> int:
@@ -74,13 +77,15 @@ def build_test_data(kind: InputKind, data: DataSettings, form: InputFormat, num_
         files = _clip_files(data, form, num_classes)
         generator = f":{files.index.clip_kind.removeprefix('clip:')}"
     order = _frame_order(kind, files, form)
+    num_clips = _num_clips(kind, form)
     return TestData(
         index=files.index,
         files=files,
         frame_order=order,
-        name=kind.table_name + generator,
+        name=f"{kind.table_name}{f'_x{num_clips}' if num_clips > 1 else ''}{generator}",
         is_fused=kind.base == "all_frames" or (form.num_frames is None and order.shape[1] > 1),
         num_views=kind.num_views,
+        num_clips=num_clips,
     )
 
 
@@ -116,9 +121,14 @@ def _still_files(base: str, data: DataSettings, form: InputFormat, num_classes: 
 
 
 def _clip_files(data: DataSettings, form: InputFormat, num_classes: int | None) -> Files:
-    index_path, clips_root = locate_clip_index(data.root, data.val_csv, SPLIT)
-    wanted = form.num_frames or data.num_frames
-    index = read_clip_index(index_path, clips_root, num_classes=num_classes, num_frames=wanted)
+    index_path, clips_root = locate_clip_index(data.root, data.val_csv, SPLIT, data.clips_root)
+    wanted = None if form.sampling else form.num_frames or data.num_frames
+    index = read_clip_index(index_path, clips_root, num_classes=None if data.task else num_classes, num_frames=wanted)
+    if data.task is not None:
+        known = TaskLabels(tuple(form.tasks), form.tasks, np.empty((0, len(form.tasks)), dtype=np.int64))
+        index = select_task(index, data.task, known)
+    if form.sampling is not None:
+        return video_files(index, form.sampling, form.image_size)
     return clip_files(index, wanted or _frames_of(index), form.image_size)
 
 
@@ -129,7 +139,10 @@ def _frames_of(index: ItemIndex) -> int:
 
 
 def _frame_order(kind: InputKind, files: Files, form: InputFormat) -> np.ndarray:
-    num_there, num_items = files.item_shape[0], len(files.index)
+    sampling = None if kind.uses_images else form.sampling
+    num_items, num_there = len(files.index), sampling.num_frames if sampling else files.item_shape[0]
+    if _num_clips(kind, form) > 1:
+        return np.tile(np.arange(sampling.num_stored), (num_items, 1))
     rule = _ORDERS.get(kind.base)
     if kind.base == "frame" and kind.frame >= num_there:
         raise InputError(
@@ -141,10 +154,18 @@ def _frame_order(kind: InputKind, files: Files, form: InputFormat) -> np.ndarray
         for item_id in (files.index.item_ids if kind.base == "shuffled" else [""] * num_items)
     ]
     order = np.stack(orders).astype(np.int64)
+    if sampling is not None:
+        order += sampling.fixed_clip * sampling.num_frames
     is_picture = order.shape[1] == 1 or kind.base == "static"
     if not is_picture:
         return order
     return order[:, :1].repeat(form.num_frames or 1, axis=1)
+
+
+def _num_clips(kind: InputKind, form: InputFormat) -> int:
+    """Clips of an item that a network looks at: all windows of `dense` sampling, of clips as they are."""
+    is_dense = kind.base == "clip" and form.sampling is not None and form.sampling.method == "dense"
+    return form.sampling.num_clips if is_dense else 1
 
 
 _ORDERS: dict[str, Callable[[str, int], np.ndarray]] = {

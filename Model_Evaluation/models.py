@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,23 +17,35 @@ from Inflated_3D_VGG.vgg_inflated import build_vgg11_3d
 from Model_Evaluation.settings import DataSettings
 from utils.checkpoints import ModelDescription, StateDict, load_state, read_description, read_weights
 from utils.errors import InputError
+from utils.frame_sampling import FrameSampling
 from utils.indices import ClassInfo
 from utils.runs import flatten
 from utils.settings import IMAGENET_MEAN, IMAGENET_STD
 
-MODEL_BUILDERS: dict[str, Callable[..., nn.Module]] = {"baseline": build_vgg11, "inflated": build_vgg11_3d}
+PAPER_BUILDERS: dict[str, Callable[..., nn.Module]] = {"baseline": build_vgg11, "inflated": build_vgg11_3d}
 MODEL_NAMES = {"baseline": "vgg11_bn", "inflated": "vgg11_bn_3d"}
 UNKNOWN = "unknown"
+_PREFIXES = {"baseline": "2d", "inflated": "3d"}
 
 
 @dataclass(frozen=True)
 class InputFormat:
-    """What a model wants to see: `num_frames` is None for images; mean and std per RGB channel, of values in 0..1."""
+    """What a model wants to see.
+
+    Attributes:
+        image_size: side in pixels.
+        num_frames: of a clip; None for images.
+        mean, std: normalisation per RGB channel, of values in 0..1.
+        sampling: how its frames are taken from a longer video; None wants clips of just so many frames.
+        tasks: the classes of each task, in the order of the logits; empty where there is one task.
+    """
 
     image_size: int
     num_frames: int | None
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+    sampling: FrameSampling | None = None
+    tasks: dict[str, tuple[ClassInfo, ...]] = field(default_factory=dict)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -49,6 +61,8 @@ def describe_input(model_type: str, checkpoint: Path, data: DataSettings) -> Inp
         InputError: the checkpoint is of another type, or the settings contradict it.
     """
     described = read_description(checkpoint)
+    if described is None and model_type == "video":
+        raise InputError(f"{checkpoint}: does not say which network it is of; give a model_best.safetensors")
     given = {"image_size": data.image_size, "num_frames": data.num_frames, "mean": data.mean, "std": data.std}
     if described is None:
         recorded = {"image_size": 224, "num_frames": 3, "mean": IMAGENET_MEAN, "std": IMAGENET_STD}
@@ -58,24 +72,59 @@ def describe_input(model_type: str, checkpoint: Path, data: DataSettings) -> Inp
             raise InputError(f"{checkpoint}: is a {described.type!r} checkpoint, not {model_type!r}; correct its type")
         values = {**described.input, "mean": described.mean, "std": described.std}
         _refuse_contradictions(given, values, checkpoint)
-    num_frames = values["num_frames"] if model_type == "inflated" else None
-    return InputFormat(values["image_size"], num_frames, tuple(values["mean"]), tuple(values["std"]))
+    num_frames = None if model_type == "baseline" else values["num_frames"]
+    size = (values["image_size"], num_frames, tuple(values["mean"]), tuple(values["std"]))
+    tasks = {name: tuple(ClassInfo(**one) for one in classes) for name, classes in values.get("tasks", {}).items()}
+    return InputFormat(*size, _sampling_of(values, data), tasks)
 
 
-def load_model(model_type: str, checkpoint: Path) -> tuple[nn.Module, ModelDescription | None]:
+def builder_of(model_type: str) -> Callable[..., nn.Module]:
+    """What builds networks of this type; transformers and peft are imported for `video` alone."""
+    if model_type != "video":
+        return PAPER_BUILDERS[model_type]
+    from Video_Models.models import build_video_classifier
+
+    return build_video_classifier
+
+
+def load_model(model_type: str, checkpoint: Path, task: str | None = None) -> tuple[nn.Module, ModelDescription | None]:
     """Build the network that a checkpoint was made by, in eval mode, with its weights.
+
+    Args:
+        task: of a network of several: the one whose logits it gives.
 
     Raises:
         InputError: not a checkpoint of this type.
     """
     state_dict, described = read_weights(checkpoint)
-    builder = MODEL_BUILDERS[model_type]
+    builder = builder_of(model_type)
     options = _options_of(state_dict, described, checkpoint)
     if unknown := sorted(options.keys() - inspect.signature(builder).parameters.keys()):
         raise InputError(f"{checkpoint}: its description has the unknown option {unknown[0]!r}; train again")
     model = builder(**options)
     load_state(model, state_dict, checkpoint)
+    if task is not None:
+        model = OneTask(model, options["tasks"], task)
     return model.eval(), described
+
+
+class OneTask(nn.Module):
+    """A network of several tasks that answers for one.
+
+    Args:
+        tasks: number of classes by name, in the order of the logits.
+    """
+
+    def __init__(self, network: nn.Module, tasks: dict[str, int], task: str) -> None:
+        super().__init__()
+        self.network = network
+        names = list(tasks)
+        start = sum(tasks[name] for name in names[: names.index(task)])
+        self._columns = slice(start, start + tasks[task])
+
+    def forward(self, clip: torch.Tensor) -> torch.Tensor:
+        """Float (B, 3, T, H, W) -> the task's logits, float (B, num_classes)."""
+        return self.network(clip)[:, self._columns]
 
 
 def run_columns(
@@ -83,6 +132,7 @@ def run_columns(
     model_type: str,
     *,
     arm: str | None,
+    task: str | None = None,
     test_input: str,
     num_frames: int,
     split: str,
@@ -94,12 +144,17 @@ def run_columns(
         num_frames: of what it is scored on; what it was trained on, where it was on clips, goes before.
     """
     train_input = described.train_input if described else UNKNOWN
-    prefix = "2d" if model_type == "baseline" else "3d"
+    family = described.options["family"] if model_type == "video" else ""
+    derived_arm = [
+        _PREFIXES.get(model_type, family),
+        train_input.removeprefix("clip:").split(":")[0],  # first_frame:svd: 2d_first_frame
+        *([task] if task else []),
+    ]
     return {
         "run_id": run_id,
         "protocol": described.protocol if described else UNKNOWN,
-        "arm": arm or f"{prefix}_{train_input.removeprefix('clip:').split(':')[0]}",  # first_frame:svd: 2d_first_frame
-        "model": MODEL_NAMES[model_type],
+        "arm": arm or "_".join(derived_arm),
+        "model": family or MODEL_NAMES[model_type],
         "start_weights": described.start if described else UNKNOWN,
         "train_input": train_input,
         "test_input": test_input,
@@ -128,6 +183,34 @@ def named_classes(index_classes: tuple[ClassInfo, ...], described: ModelDescript
     if described is not None and not any(item.wnid for item in index_classes):
         return described.classes
     return index_classes
+
+
+def scored_classes(described: ModelDescription, form: InputFormat, task: str | None) -> tuple[ClassInfo, ...]:
+    """What the logits are of: the network's classes, or one task's."""
+    return described.classes if task is None else form.tasks[task]
+
+
+def require_task(form: InputFormat, task: str | None, checkpoint: Path) -> None:
+    """Make sure that a network of several tasks is scored on one of them, and one of a single task on that.
+
+    Raises:
+        InputError: with the known ones.
+    """
+    tasks, known = form.tasks, ", ".join(form.tasks)
+    if tasks and task is None:
+        raise InputError(f"data.task: is missing, but {checkpoint} has several; choose one of {known}")
+    if task is not None and task not in tasks:
+        remedy = f"known: {known}" if tasks else "it has one task only: drop the key"
+        raise InputError(f"data.task: {checkpoint} has no task {task!r}; {remedy}")
+
+
+def _sampling_of(values: dict[str, Any], data: DataSettings) -> FrameSampling | None:
+    if "sampling" not in values:
+        return None
+    recorded = FrameSampling(**values["sampling"])
+    if data.frame_sampling is None:
+        return recorded
+    return FrameSampling(num_frames=recorded.num_frames, **data.frame_sampling.model_dump())
 
 
 def _as_text(value: Any) -> str:

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AliasChoices, Field, field_validator, model_validator
+from pydantic import AliasChoices, Field, ValidationInfo, field_validator, model_validator
 
 from utils.config import InputPath, NonNegativeInt, PositiveInt, Settings
 from utils.settings import ClassifierWidth, Device, ImageSize, Mean, Precision, Std
+from Video_Models.settings import SamplingSettings
 
 _STILLS = ("original", "original_paper_geometry")
 _CLIPS = ("first_frame", "frame", "all_frames", "clip", "static", "shuffled", "reversed")
 _MAX_VIEWS = 12
 _RunId = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.\-]*$")]
-ModelType = Literal["baseline", "inflated"]
+ModelType = Literal["baseline", "inflated", "video"]
 
 
 @dataclass(frozen=True)
@@ -52,17 +53,18 @@ def parse_input(text: str, default: str) -> InputKind:
     Raises:
         ValueError: neither of these.
     """
-    parts = [part.strip() for part in text.split(":")]
-    try:
-        if parts[0] == "tta" and len(parts) > 1:
-            inner = parse_input(":".join(parts[2:]) or default, default)
-            if not 2 <= int(parts[1]) <= _MAX_VIEWS or inner.num_views > 1:
-                raise ValueError
-            return replace(inner, num_views=int(parts[1]))
-        if parts[0] == "frame" and len(parts) == 2 and int(parts[1]) >= 0:
-            return InputKind("frame", int(parts[1]))
-    except ValueError:
-        raise ValueError(f"input {text!r}: tta takes 2..{_MAX_VIEWS} views and one base, frame a number") from None
+    kind, *rest = (part.strip() for part in text.split(":"))
+    if kind == "tta" and rest:
+        inner = parse_input(":".join(rest[1:]) or default, default)
+        if inner.num_views > 1:
+            raise ValueError(f"input {text!r}: the views are of one base, as in tta:3:clip, not of other views")
+        if not rest[0].isdecimal() or not 2 <= int(rest[0]) <= _MAX_VIEWS:
+            raise ValueError(f"input {text!r}: tta takes 2 to {_MAX_VIEWS} views, as in tta:3")
+        return replace(inner, num_views=int(rest[0]))
+    if kind == "frame" and rest:
+        if len(rest) > 1 or not rest[0].isdecimal():
+            raise ValueError(f"input {text!r}: frame takes the number of one frame, from 0, as in frame:2")
+        return InputKind("frame", int(rest[0]))
     known = [base for base in (*_STILLS, *_CLIPS) if base != "frame"]
     if text not in known:
         raise ValueError(f"unknown input {text!r}; known: {', '.join([*known, 'frame:K', 'tta:N', 'tta:N:BASE'])}")
@@ -114,8 +116,22 @@ class ScoredModel(PublishedModel):
 
     def data(self, common: DataSettings) -> DataSettings:
         """Its own clips, where it has some, else the common ones."""
-        own = {"root": self.root, "val_csv": self.val_csv}
-        return common.model_copy(update={key: value for key, value in own.items() if value is not None})
+        own = {key: value for key in ("root", "val_csv") if (value := getattr(self, key)) is not None}
+        if self.root is not None:
+            own["clips_root"] = None  # it belongs to the common root
+        return common.model_copy(update=own)
+
+
+def require_image_set(images_root: Path, splits: Iterable[str]) -> None:
+    """Make sure that a folder holds an image set, ours or in the raw layout.
+
+    Raises:
+        ValueError: it does not.
+    """
+    if (images_root / "wnids.txt").is_file():
+        return
+    if missing := [f"{split}.csv" for split in splits if not (images_root / f"{split}.csv").is_file()]:
+        raise ValueError(f"{images_root} has neither {missing[0]} (run Data_Sourcing) nor wnids.txt (the raw layout)")
 
 
 class DataSettings(Settings):
@@ -123,6 +139,9 @@ class DataSettings(Settings):
 
     Attributes:
         root, val_csv: the folder of the clips and their index; needed for every input made of clips.
+        clips_root: the folder that the index's paths are relative to; null is `root/val` where it exists, else `root`.
+        task: of an index with labels of several, the one to score.
+        frame_sampling: of networks of type `video`: which frames of a video are looked at; null takes the training's.
         images_root, wnids_file: the image set; needed for `original` and `original_paper_geometry`.
         workers: threads that decode, at most one a core.
         cache_dir: keep decoded pixels there, as the trainers do in their `cache`; None decodes each time.
@@ -131,6 +150,9 @@ class DataSettings(Settings):
 
     root: InputPath | None = None
     val_csv: Path = Path("val.csv")
+    clips_root: InputPath | None = None
+    task: str | None = None
+    frame_sampling: SamplingSettings | None = None
     images_root: InputPath | None = None
     wnids_file: InputPath | None = None
     batch_size: PositiveInt = 8
@@ -140,6 +162,13 @@ class DataSettings(Settings):
     num_frames: Annotated[PositiveInt | None, Field(validation_alias=AliasChoices("num_frames", "time_dim"))] = None
     image_size: ImageSize | None = None
     cache_dir: Path | None = None
+
+    @field_validator("images_root")
+    @classmethod
+    def _is_an_image_set(cls, images_root: Path | None, info: ValidationInfo) -> Path | None:
+        if images_root is not None and (info.context or {}).get("check_paths", True):
+            require_image_set(images_root, ("val",))
+        return images_root
 
 
 class LatencySettings(Settings):
