@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
-from pydantic import Field, StringConstraints, model_validator
+from pydantic import Field, StringConstraints, field_validator, model_validator
 
-from utils.config import NonNegativeInt, PositiveInt, Settings
+from utils.config import Fraction, InputPath, NonNegativeInt, PositiveInt, Settings
 
 FOLDER_NAME = r"[^.\s/\\\x00-\x1f][^/\\\x00-\x1f]*"  # any name but hidden ones and those with slashes
 _Name = Annotated[str, StringConstraints(pattern=r"^\S.*$")]
+_Share = Annotated[float, Field(gt=0, le=1)]
 _FolderName = Annotated[str, StringConstraints(pattern=f"^{FOLDER_NAME}$")]
 
 
@@ -73,4 +75,103 @@ class DemoDatasetSettings(Settings):
         # The rarest digit (8) has 174 images in scikit-learn's set.
         if self.train_per_class + self.val_per_class > 174:
             raise ValueError("train_per_class + val_per_class must be at most 174, the images of the rarest digit")
+        return self
+
+
+class SplitFractions(Settings):
+    """Section `splits`: shares of the videos of each class, where the layout brings no splits; they sum to 1.
+
+    Attributes:
+        train, val, test: `test: 0` leaves that split out. Where the layout has train but no val, val is drawn from
+            train in the proportion of the two.
+    """
+
+    train: _Share = 0.7
+    val: _Share = 0.15
+    test: Fraction = 0.15
+
+    @model_validator(mode="after")
+    def _sum_is_one(self) -> SplitFractions:
+        if abs(self.train + self.val + self.test - 1) > 1e-6:
+            raise ValueError(f"{self.train:g} + {self.val:g} + {self.test:g} must be 1")
+        return self
+
+
+class Ucf101Settings(Settings):
+    """Section `ucf101`: the official lists.
+
+    Attributes:
+        annotations: the folder with `classInd.txt`, `trainlist0K.txt` and `testlist0K.txt`; null is
+            `data_root/ucfTrainTestlist`.
+        split: K.
+        test_as_val: the official test list becomes val, and there is no test split. False draws val from the train
+            list by groups, and keeps the test list for the end.
+    """
+
+    annotations: InputPath | None = None
+    split: Annotated[int, Field(ge=1, le=3)] = 1
+    test_as_val: bool = False
+
+
+class IndexVideosSettings(Settings):
+    """`index_videos.py`.
+
+    Attributes:
+        data_root: the folder with the videos, which stay where they are.
+        output_dir: where `train.csv`, `val.csv`, `test.csv` and the class distribution are written.
+        layout: `folders` (`<class>/*` or `{train,val,test}/<class>/*`); `labels_json` (`{train,val,test}/labels.json`,
+            or one at the root: `{file: label}` or `{file: {task: label}}`); `ucf101` (its official lists);
+            `clip_index` (any).
+        index_csv: of `clip_index`, below `data_root` or as a path.
+        classes: names in label order; null takes all, sorted. Other folders (or UCF101's other classes) are left out;
+            where labels are numbers, these are their names.
+        splits: see `SplitFractions`; splits that the layout brings are kept.
+        group_pattern: regular expression with one group, searched in each video's path below `data_root`: videos with
+            the same match are of one source and on one side of every split.
+        groups_csv: instead of it, a table `video_path,group` with every video.
+        per_class: balanced subsets: so many videos of each class, of each split that the layout brings; as many as the
+            rarest class has where that is less.
+        min_frames: a shorter video is a row with a reason.
+        max_failed_fraction: end with exit code 2 when a larger share of the videos cannot be used.
+        seed: of the splits and of the subsets.
+        workers: threads that decode.
+        overwrite: replace what an earlier run with other settings wrote; probed videos are not decoded again.
+    """
+
+    data_root: InputPath
+    output_dir: Path
+    layout: Literal["folders", "labels_json", "ucf101", "clip_index"]
+    index_csv: Path = Path("index.csv")
+    classes: Annotated[tuple[_Name, ...], Field(min_length=1)] | None = None
+    splits: SplitFractions = SplitFractions()
+    ucf101: Ucf101Settings = Ucf101Settings()
+    group_pattern: str | None = None
+    groups_csv: InputPath | None = None
+    per_class: PositiveInt | None = None
+    min_frames: PositiveInt = 1
+    max_failed_fraction: Fraction = 0.05
+    seed: NonNegativeInt = 0
+    workers: PositiveInt = 2
+    overwrite: bool = False
+
+    @field_validator("group_pattern")
+    @classmethod
+    def _has_one_group(cls, pattern: str | None) -> str | None:
+        try:
+            num_groups = None if pattern is None else re.compile(pattern).groups
+        except re.error as error:
+            raise ValueError(f"{pattern!r} is no regular expression ({error}); correct it") from None
+        if num_groups not in (None, 1):
+            raise ValueError(f"{pattern!r} has {num_groups} groups, expected one pair of parentheses around the group")
+        return pattern
+
+    @model_validator(mode="after")
+    def _keys_agree(self) -> IndexVideosSettings:
+        if self.group_pattern is not None and self.groups_csv is not None:
+            raise ValueError("group_pattern and groups_csv both say the groups; keep one of them")
+        if self.classes is not None and self.layout == "clip_index":
+            raise ValueError("classes: a clip index says its classes itself; drop the key")
+        doubled = sorted({name for name in self.classes or () if (self.classes or ()).count(name) > 1})
+        if doubled:
+            raise ValueError(f"classes: {doubled[0]!r} is listed twice; keep one of them")
         return self

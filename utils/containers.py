@@ -12,6 +12,10 @@ from typing import BinaryIO
 
 _SEGMENT = b"\x18\x53\x80\x67"
 _EBML = b"\x1a\x45\xdf\xa3"
+# What stands at the top level of an MP4 or MOV (ISO/IEC 14496-12, and Apple's older kinds).
+_BOXES = frozenset(
+    b"ftyp moov mdat free skip wide moof mfra sidx ssix styp uuid meta udta pdin emsg prft pnot PICT".split()
+)
 # A pad byte that a writer counts and leaves out loses nothing.
 _SLACK_BYTES = 1
 
@@ -25,7 +29,7 @@ def count_missing_bytes(path: Path) -> int:
             end = _end_of_riff(file, size)
         elif head[:4] == _EBML:
             end = _end_of_ebml(file, size)
-        elif head[4:8] in (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip"):
+        elif head[4:8] in _BOXES:
             end = _end_of_boxes(file, size)
         else:
             end = size
@@ -41,7 +45,7 @@ def _end_of_riff(file: BinaryIO, size: int) -> int:
         num_bytes = int.from_bytes(head[4:8], "little")
         # Other bytes after the end, or written as a stream.
         if len(head) < 8 or head[:4] != b"RIFF" or num_bytes in (0, 2**32 - 1):
-            return max(end, size)
+            return size
         end += 8 + num_bytes
         end += end % 2
     return end
@@ -57,7 +61,7 @@ def _end_of_boxes(file: BinaryIO, size: int) -> int:
             num_bytes = int.from_bytes(head[8:16], "big")
         elif num_bytes == 0:  # to the end of the file
             return size
-        if num_bytes < 8 or len(head) < 8:  # no box: other bytes after the last one
+        if num_bytes < 8 or head[4:8] not in _BOXES:  # other bytes after the last box
             return size
         end += num_bytes
     return end

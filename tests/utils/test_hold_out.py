@@ -349,3 +349,72 @@ def test_a_file_of_another_kind_is_refused(drawn):
     for content, says in kinds.items():
         drawn.write_bytes(content)
         refused(drawn, image_index(), says)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Real videos: by group
+
+
+def video_index(rows: list[tuple[int, str]], name: str = "videos.csv") -> ItemIndex:
+    """Videos with a hash of their own and the given (label, group)."""
+    content = [
+        {"video_path": f"{number}.avi", "label": label, "group": group, "source_sha256": sha(9, number)}
+        for number, (label, group) in enumerate(rows)
+    ]
+    return index_of(content, name)
+
+
+def test_groups_are_the_column_s_or_else_the_source():
+    index = video_index([(0, "a"), (0, ""), (1, "a")])
+    assert index.has_groups and index.groups == ["a", sha(9, 1), "a"]
+    for plain in (clip_index(), video_index([(0, ""), (1, "")])):
+        assert not plain.has_groups and plain.groups == plain.source_ids
+
+
+def test_all_videos_of_a_group_are_on_one_side(tmp_path):
+    rows = [(label, f"{label} g{group}") for label in (0, 1) for group in range(10) for _ in range(4)]
+    index = video_index(rows)
+    parts = split_hold_out(index, tmp_path / "hold_out.csv", **RULE)
+    sides = [{index.groups[row] for row in part} for part in (parts.train_positions, parts.held_positions)]
+    assert not sides[0] & sides[1] and [len(side) for side in sides] == [16, 4]
+    assert sorted(group[0] for group in sides[1]) == ["0", "0", "1", "1"]
+    assert len(parts.held_positions) == 4 * 4 and parts.is_paired
+    assert set(read_table(tmp_path / "hold_out.csv", HOLD_OUT)["source_sha256"]) == {group for _, group in rows}
+
+
+def test_a_group_may_have_several_labels_and_counts_for_its_most_frequent(tmp_path):
+    rows = [(label, f"person {person}") for person in range(10) for label in (0, 1, 1)]
+    split_hold_out(video_index(rows), tmp_path / "hold_out.csv", **RULE)
+    table = read_table(tmp_path / "hold_out.csv", HOLD_OUT)
+    assert set(table["label"]) == {1} and (table["part"] == "hold_out").sum() == 2
+
+
+def test_a_class_of_one_group_is_trained(tmp_path):
+    rows = [(0, f"g{number}") for number in range(5)] + [(1, "only"), (1, "only")]
+    index = video_index(rows)
+    parts = split_hold_out(index, tmp_path / "hold_out.csv", **RULE)
+    assert len(parts.held_positions) == 1 and {5, 6} <= set(parts.train_positions)
+    again = split_hold_out(index, tmp_path / "hold_out.csv", **RULE)
+    assert again.held_positions.tolist() == parts.held_positions.tolist()
+
+
+def test_a_rare_combination_of_tasks_is_trained(tmp_path):
+    index = index_of(
+        [
+            {"video_path": f"{number}.avi", "label": int(number == 0), "source_sha256": sha(9, number)}
+            for number in range(6)
+        ],
+        str(tmp_path / "train.csv"),
+    )
+    with pytest.raises(InputError, match="class 1 has one source only"):
+        split_hold_out(index, tmp_path / "hold_out.csv", **RULE)
+    (tmp_path / "train.tasks.csv").write_text("")
+    assert 0 in split_hold_out(index, tmp_path / "hold_out.csv", **RULE).train_positions
+
+
+def test_groups_of_one_video_each_are_drawn_as_sources_are(tmp_path):
+    groups = [sha(0, number) for number in range(20)]
+    of_videos = split_hold_out(video_index([(0, group) for group in groups]), tmp_path / "videos.csv", **RULE)
+    of_images = split_hold_out(image_index({0: 20}), tmp_path / "images.csv", **RULE)
+    assert of_videos.held_positions.tolist() == of_images.held_positions.tolist()
+    assert of_videos.sha256 == of_images.sha256

@@ -1,0 +1,683 @@
+"""index_videos.py: which videos, of which class and split, what becomes of bad ones, and a run that was killed."""
+
+from __future__ import annotations
+
+import shutil
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import KILLED, exit_at_call, fork
+from PIL import Image
+from videos import truncate, write_folders, write_labelled, write_ucf101, write_video
+
+from Data_Sourcing import index_videos, video_probing
+from Data_Sourcing.settings import IndexVideosSettings
+from Data_Sourcing.video_indexing import run_indexing
+from utils.artifacts import CLASS_DISTRIBUTION, CLIP_INDEX, PROBED_VIDEOS, VIDEO_INDEX, read_table, write_table
+from utils.config import build_settings, read_settings
+from utils.errors import InputError
+from utils.files import sha256_file
+from utils.indices import read_clip_index
+from utils.task_labels import read_task_labels, select_task
+
+SPLITS = ("train", "val", "test")
+
+
+@pytest.fixture
+def raw(tmp_path: Path) -> Path:
+    return tmp_path / "raw"
+
+
+@pytest.fixture
+def output(tmp_path: Path) -> Path:
+    return tmp_path / "out"
+
+
+def settings_for(raw: Path, output: Path, layout: str = "folders", **keys) -> IndexVideosSettings:
+    content = {"data_root": str(raw), "output_dir": str(output), "layout": layout, "max_failed_fraction": 1.0}
+    return build_settings(IndexVideosSettings, content | keys, "test")
+
+
+def index(raw: Path, output: Path, layout: str = "folders", **keys) -> dict[str, list[dict]]:
+    """Split -> rows, after a run."""
+    run_indexing(settings_for(raw, output, layout, **keys))
+    return rows_in(output)
+
+
+def rows_in(output: Path) -> dict[str, list[dict]]:
+    paths = {split: output / f"{split}.csv" for split in SPLITS}
+    return {split: read_table(path, VIDEO_INDEX).to_dict("records") for split, path in paths.items() if path.exists()}
+
+
+def split_of(rows: dict[str, list[dict]]) -> dict[str, str]:
+    found = {row["video_path"]: split for split, of_split in rows.items() for row in of_split}
+    assert len(found) == sum(map(len, rows.values())), "no video is listed twice"
+    return found
+
+
+def counts(rows: dict[str, list[dict]]) -> dict[str, dict[str, int]]:
+    return {split: dict(Counter(row["class_name"] for row in of_split)) for split, of_split in rows.items()}
+
+
+def refused(raw: Path, output: Path, layout: str = "folders", **keys) -> str:
+    with pytest.raises(InputError) as error:
+        run_indexing(settings_for(raw, output, layout, **keys))
+    assert not list(output.glob("t*.csv")), "a refused run leaves no index"
+    return str(error.value)
+
+
+# --- a folder a class ------------------------------------------------------------------------------------------------
+
+
+def test_folders_are_classes_and_every_container_is_read(raw, output):
+    for number, suffix in enumerate((".avi", ".mp4", ".mkv", ".webm", ".MOV", ".Avi")):
+        for name in ("squat", "lunge"):
+            write_video(raw / name / f"{name}{number}{suffix}", 5 + number, seed=number + 100 * (name == "squat"))
+    (raw / "squat" / "notes.txt").write_text("no video")
+    write_video(raw / "squat" / ".hidden.mp4")
+    write_video(raw / ".cache" / "x.mp4")
+    rows = index(raw, output, splits={"train": 0.5, "val": 0.5, "test": 0.0})
+    assert counts(rows) == {"train": {"lunge": 3, "squat": 3}, "val": {"lunge": 3, "squat": 3}}
+    for row in rows["train"] + rows["val"]:
+        path = raw / row["video_path"]
+        number = int(path.stem[-1])
+        assert (row["label"], row["class_name"]) == (int(path.parent.name == "squat"), path.parent.name)
+        assert row["sha256"] == row["source_sha256"] == sha256_file(path)
+        assert row["source_path"] == row["video_path"] == path.relative_to(raw).as_posix()
+        assert (row["num_frames"], row["height"], row["width"]) == (5 + number, 32, 32)
+        assert (row["generator"], row["group"], row["status"], row["reason"]) == ("video", "", "ok", "")
+
+
+def test_the_index_is_one_that_trainers_read(raw, output):
+    write_folders(raw, {"a": 8, "b": 8}, suffix=".avi")
+    keys = run_indexing(settings_for(raw, output))
+    assert keys == f"data_root={output} train_csv=train.csv val_csv=val.csv clips_root={raw}"
+    train = read_clip_index(output / "train.csv", raw)
+    val = read_clip_index(output / "val.csv", raw, num_classes=2)
+    assert [len(train), len(val)] == [12, 2] and train.classes == val.classes
+    assert [(item.class_name, item.wnid) for item in train.classes] == [("a", "a"), ("b", "b")]
+    assert train.clip_kind == "clip:video" and train.is_paired and train.groups == train.source_ids
+
+
+def test_listed_classes_are_labels_in_their_order_and_others_are_left_out(raw, output):
+    write_folders(raw, {"a": 4, "b": 4, "c": 4})
+    rows = index(raw, output, classes=["c", "a"])
+    assert {(row["label"], row["class_name"]) for row in rows["train"]} == {(0, "c"), (1, "a")}
+    assert not [path for path in split_of(rows) if path.startswith("b/")]
+    assert refused(raw, output / "x", classes=["c", "d"]) == f"classes: {raw} has no folder 'd'; it has: a, b, c"
+
+
+def test_a_class_without_videos_is_named(raw, output):
+    write_folders(raw, {"a": 4})
+    (raw / "empty").mkdir()
+    assert "class 'empty' has no video" in refused(raw, output)
+
+
+def test_splits_of_the_folders_are_kept(raw, output):
+    write_folders(raw, {"train/a": 4, "train/b": 3, "val/a": 1, "val/b": 2, "test/a": 1})
+    rows = index(raw, output)
+    assert counts(rows) == {"train": {"a": 4, "b": 3}, "val": {"a": 1, "b": 2}, "test": {"a": 1}}
+    assert all(path.split("/")[0] == split for path, split in split_of(rows).items())
+
+
+def test_val_is_drawn_from_train_where_it_lacks(raw, output):
+    write_folders(raw, {"train/a": 10, "train/b": 10, "test/a": 2, "test/b": 2})
+    rows = index(raw, output, splits={"train": 0.6, "val": 0.15, "test": 0.25})  # 4 : 1
+    assert counts(rows) == {"train": {"a": 8, "b": 8}, "val": {"a": 2, "b": 2}, "test": {"a": 2, "b": 2}}
+
+
+def test_groups_by_pattern_are_on_one_side(raw, output):
+    for name in "ab":
+        for group in range(6):
+            for clip in range(3):
+                write_video(raw / name / f"v_{name}_g{group}_c{clip}.avi", seed=100 * ord(name) + 10 * group + clip)
+    rows = index(raw, output, group_pattern=r"/v_(\w_g\d+)_")
+    sides = {(row["group"], split) for split, of_split in rows.items() for row in of_split}
+    assert len(sides) == 12 and {group for group, _ in sides} == {
+        f"{name}_g{group}" for name in "ab" for group in range(6)
+    }
+    assert counts(rows) == {"train": {"a": 12, "b": 12}, "val": {"a": 3, "b": 3}, "test": {"a": 3, "b": 3}}
+    train = read_clip_index(output / "train.csv", raw)
+    assert set(train.groups) == {group for group, split in sides if split == "train"}
+
+
+@pytest.mark.parametrize(
+    "keys", [{"group_pattern": r"_g(\d+)"}, {"groups_csv": "groups.csv"}], ids=["pattern", "table"]
+)
+def test_a_planted_group_leak_is_refused_by_name_before_anything_is_decoded(raw, output, monkeypatch, keys):
+    for number, path in enumerate(("train/a/x_g1.avi", "train/b/x_g2.avi", "val/a/y_g3.avi", "val/b/y_g2.avi")):
+        write_video(raw / path, seed=number)
+    paths = [path.relative_to(raw).as_posix() for path in raw.rglob("*.avi")]
+    groups = raw.parent / "groups.csv"
+    groups.write_text("video_path,group\n" + "".join(f"{path},{path[-5]}\n" for path in paths))
+    monkeypatch.setattr(video_probing, "probe_video", lambda path: pytest.fail("decoded"))
+    sentence = refused(raw, output, **(keys if "group_pattern" in keys else {"groups_csv": str(groups)}))
+    assert sentence.startswith("group '2' is in train (train/b/x_g2.avi) and in val (val/b/y_g2.avi); ")
+
+
+def test_one_file_in_train_and_val_is_refused_by_both_names(raw, output):
+    write_folders(raw, {"train/a": 3, "val/a": 2})
+    shutil.copy(raw / "train/a/a_1.mp4", raw / "val/a/other_name.mp4")
+    sentence = refused(raw, output)
+    assert "is in train (train/a/a_1.mp4) and in val (val/a/other_name.mp4); " in sentence
+
+
+def test_copies_are_on_one_side_and_named(raw, output, caplog):
+    write_folders(raw, {"a": 12, "b": 12})
+    for number in range(12):
+        shutil.copy(raw / f"a/a_{number}.mp4", raw / f"b/copy_{number}.mp4")
+    sides = split_of(index(raw, output))
+    assert all(sides[f"a/a_{number}.mp4"] == sides[f"b/copy_{number}.mp4"] for number in range(12))
+    assert "b/copy_3.mp4: is a copy of a/a_3.mp4, but of class 'b', not 'a'; both are kept" in caplog.text
+
+
+def test_a_class_in_val_that_train_lacks_is_refused(raw, output):
+    write_folders(raw, {"train/a": 3, "val/a": 1, "val/b": 1})
+    assert "class 'b' is in val (val/b/b_0.mp4) but not in train; " in refused(raw, output)
+
+
+def test_the_seed_decides_and_a_second_run_gives_the_same_bytes(raw, output, tmp_path):
+    write_folders(raw, {"a": 12, "b": 12})
+    first, second, other = (
+        index(raw, tmp_path / name, seed=seed) for name, seed in (("one", 0), ("two", 0), ("three", 1))
+    )
+    assert split_of(first) == split_of(second) != split_of(other)
+    for name in ("train.csv", "val.csv", "test.csv", "class_distribution.csv", "class_distribution.png"):
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+
+
+@pytest.mark.parametrize("own_splits", [False, True])
+def test_balanced_subsets(raw, output, own_splits):
+    if own_splits:
+        write_folders(raw, {"train/a": 8, "train/b": 5, "val/a": 3, "val/b": 2})
+        expected = {"train": {"a": 4, "b": 4}, "val": {"a": 2, "b": 2}}
+    else:
+        write_folders(raw, {"a": 9, "b": 5})
+        expected = {"train": {"a": 2, "b": 2}, "val": {"a": 1, "b": 1}, "test": {"a": 1, "b": 1}}
+    assert counts(index(raw, output, per_class=4)) == expected
+
+
+def test_class_distribution_is_a_table_and_a_picture(raw, output):
+    write_folders(raw, {"train/a": 3, "train/b": 2, "val/a": 1})
+    truncate(raw / "train/b/b_1.mp4", 0.5)
+    index(raw, output, group_pattern=r"(train|val)")
+    table = read_table(output / "class_distribution.csv", CLASS_DISTRIBUTION).drop(columns="task")
+    assert table.to_numpy().tolist() == [
+        ["train", 0, "a", 3, 1, 0],
+        ["train", 1, "b", 1, 1, 1],
+        ["val", 0, "a", 1, 1, 0],
+        ["val", 1, "b", 0, 0, 0],
+    ]
+    picture = np.asarray(Image.open(output / "class_distribution.png").convert("RGB"))
+    assert picture.shape[1] == 960 and len(np.unique(picture.reshape(-1, 3), axis=0)) > 50
+
+
+# --- videos that cannot be used --------------------------------------------------------------------------------------
+
+
+def add_bad_videos(raw: Path) -> dict[str, str]:
+    """One of each kind in class a: path -> the reason's beginning."""
+    write_video(raw / "a/short.mp4", 3, seed=900)
+    truncate(write_video(raw / "a/cut.avi", 30, seed=901), 0.6)
+    truncate(write_video(raw / "a/cut.mp4", 30, seed=902), 0.6)
+    (raw / "a/text.mov").write_text("no video")
+    (raw / "a/empty.webm").write_bytes(b"")
+    (raw / "a/nowhere.mkv").symlink_to(raw / "missing")
+    outside = write_video(raw.parent / "outside.mp4", seed=903)
+    (raw / "a/link.mp4").symlink_to(outside)
+    (raw / "a/back\\slash.mp4").write_bytes(outside.read_bytes())
+    return {
+        "a/short.mp4": "3 frames, fewer than min_frames=5",
+        "a/cut.avi": "truncated: at least ",
+        "a/cut.mp4": "truncated: at least ",
+        "a/text.mov": "unreadable: Invalid data found when processing input",
+        "a/empty.webm": "unreadable: ",
+        "a/nowhere.mkv": "the file is missing",
+        "a/link.mp4": "a link that leaves data_root",
+        "a/back\\slash.mp4": "its name has a backslash",
+    }
+
+
+def test_bad_videos_are_rows_with_a_reason_and_never_items(raw, output):
+    write_folders(raw, {"a": 6, "b": 6})
+    reasons = add_bad_videos(raw)
+    rows = [row for of_split in index(raw, output, min_frames=5).values() for row in of_split]
+    failed = {row["video_path"]: row["reason"] for row in rows if row["status"] == "failed"}
+    assert failed.keys() == reasons.keys()
+    assert all(failed[path].startswith(reason) for path, reason in reasons.items())
+    assert not [reason for reason in failed.values() if str(raw.parent) in reason], "no path of this machine"
+    assert len(rows) == 12 + len(reasons)
+    assert sum(len(read_clip_index(output / f"{split}.csv", raw)) for split in SPLITS) == 12
+    listed = read_table(output / "failed_videos.csv", VIDEO_INDEX)["video_path"]
+    assert set(listed) == reasons.keys()
+
+
+def test_bad_videos_do_not_change_how_the_others_are_divided(raw, output, tmp_path):
+    write_folders(raw, {"a": 12, "b": 12})
+    clean = split_of(index(raw, tmp_path / "clean"))
+    bad = add_bad_videos(raw)
+    dirty = split_of(index(raw, output, min_frames=5))
+    assert {path: split for path, split in dirty.items() if path not in bad} == clean
+    assert {dirty[path] for path in bad} == {"train"}
+
+
+def test_empty_files_are_no_copies_of_each_other(raw, output):
+    write_folders(raw, {"train/a": 2, "val/a": 2})
+    for split in ("train", "val"):
+        (raw / split / "a/empty.mp4").write_bytes(b"")
+    assert counts(index(raw, output)) == {"train": {"a": 3}, "val": {"a": 3}}
+
+
+def test_too_many_bad_videos_end_the_run_with_the_reasons_on_disk(raw, output):
+    write_folders(raw, {"a": 9})
+    (raw / "a/bad.mp4").write_text("text")
+    sentence = refused(raw, output, max_failed_fraction=0.05)
+    assert (
+        "1 of 10 videos cannot be used, more than max_failed_fraction=0.05; the first: a/bad.mp4 (unreadable"
+        in sentence
+    )
+    assert read_table(output / "failed_videos.csv", VIDEO_INDEX)["reason"].tolist()[0].startswith("unreadable")
+    assert len(split_of(index(raw, output, max_failed_fraction=0.1))) == 10
+
+
+def test_no_usable_video_at_all_is_refused(raw, output):
+    (raw / "a").mkdir(parents=True)
+    (raw / "a/bad.mp4").write_text("text")
+    assert "no video can be used" in refused(raw, output)
+
+
+# --- labels.json -----------------------------------------------------------------------------------------------------
+
+
+def test_labels_json_with_numbers(raw, output):
+    labels = {"train": {"v1.avi": 0, "v2.avi": 1, "sub/v3.avi": 1}, "val": {"v1.avi": 1}, "test": {"v9.avi": 0}}
+    write_labelled(raw, labels)
+    write_video(raw / "train/unlisted.avi", seed=77)
+    rows = index(raw, output, "labels_json")
+    found = {
+        path: (split, row["label"], row["class_name"])
+        for split in rows
+        for row in rows[split]
+        for path in [row["video_path"]]
+    }
+    assert found == {
+        "train/v1.avi": ("train", 0, "0"),
+        "train/v2.avi": ("train", 1, "1"),
+        "train/sub/v3.avi": ("train", 1, "1"),
+        "val/v1.avi": ("val", 1, "1"),
+        "test/v9.avi": ("test", 0, "0"),
+    }
+
+
+def test_labels_json_with_names_for_the_numbers_or_names_itself(raw, output, tmp_path):
+    write_labelled(raw, {"train": {"1.avi": 0, "2.avi": 1}, "val": {"3.avi": 1}})
+    rows = index(raw, output, "labels_json", classes=["clean", "grainy"])
+    assert [(row["label"], row["class_name"]) for row in rows["train"]] == [(0, "clean"), (1, "grainy")]
+    write_labelled(tmp_path / "names", {"train": {"1.avi": "x", "2.avi": "b"}, "val": {"3.avi": "b"}})
+    for name, classes, expected in (("sorted", None, [1, 0]), ("listed", ["x", "b"], [0, 1])):
+        rows = index(tmp_path / "names", tmp_path / name, "labels_json", classes=classes)
+        assert [row["label"] for row in rows["train"]] == expected
+    assert "lists x, but" in refused(tmp_path / "names", tmp_path / "few", "labels_json", classes=["x"])
+
+
+def test_one_labels_json_at_the_root_is_divided_by_splits(raw, output):
+    write_labelled(raw, {"": {f"v{number}.avi": number % 2 for number in range(20)}})
+    assert counts(index(raw, output, "labels_json", splits={"train": 0.6, "val": 0.2, "test": 0.2})) == {
+        "train": {"0": 6, "1": 6},
+        "val": {"0": 2, "1": 2},
+        "test": {"0": 2, "1": 2},
+    }
+
+
+MULTI = {
+    "train": {
+        "1.avi": {"grainy": 1, "blur": "strong"},
+        "2.avi": {"grainy": 0, "blur": None},
+        "3.avi": {"grainy": True, "blur": "none"},
+        "4.avi": {"grainy": 0},
+        "5.avi": {"blur": "none"},
+    },
+    "val": {"6.avi": {"grainy": 1}, "7.avi": {"blur": "strong"}, "8.avi": {"grainy": 0, "blur": "strong"}},
+}
+
+
+def test_labels_json_with_tasks(raw, output):
+    write_labelled(raw, MULTI)
+    rows = index(raw, output, "labels_json")
+    assert [row["class_name"] for row in rows["train"]] == [
+        "blur=strong grainy=1",
+        "blur=? grainy=0",
+        "blur=none grainy=1",
+        "blur=? grainy=0",
+        "blur=none grainy=?",
+    ]
+    train, val = (read_clip_index(output / f"{split}.csv", raw) for split in ("train", "val"))
+    tasks = read_task_labels(train)
+    assert tasks.names == ("blur", "grainy")
+    assert tasks.labels.tolist() == [[1, 1], [-1, 0], [0, 1], [-1, 0], [0, -1]]
+    assert [[item.class_name for item in tasks.classes[name]] for name in tasks.names] == [
+        ["none", "strong"],
+        ["0", "1"],
+    ]
+    assert read_task_labels(val, tasks).labels.tolist() == [[-1, 1], [1, -1], [1, 0]]
+    grainy = select_task(val, "grainy", tasks)
+    assert grainy.labels == [1, 0] and grainy.table["video_path"].tolist() == ["val/6.avi", "val/8.avi"]
+    table = read_table(output / "class_distribution.csv", CLASS_DISTRIBUTION)
+    assert table[table["split"] == "train"][["task", "label", "num_videos"]].to_numpy().tolist() == [
+        ["blur", 0, 2],
+        ["blur", 1, 1],
+        ["grainy", 0, 2],
+        ["grainy", 1, 2],
+    ]
+
+
+def test_combinations_that_train_lacks_are_read_with_train_s_number_of_classes(raw, output):
+    write_labelled(raw, MULTI)
+    run_indexing(settings_for(raw, output, "labels_json"))
+    train = read_clip_index(output / "train.csv", raw)
+    val = read_clip_index(output / "val.csv", raw, num_classes=len(train.classes))
+    assert not set(val.labels) & set(train.labels)
+    assert len(train.classes) == max(train.labels) + 1 == 7
+
+
+def test_tasks_are_stratified_by_their_combination(raw, output):
+    combinations = [{"x": 0, "y": 0}, {"x": 0, "y": 1}, {"x": 1}, {"y": 1}]
+    write_labelled(raw, {"": {f"{number:02d}.avi": combinations[number % 4] for number in range(40)}})
+    found = counts(index(raw, output, "labels_json", splits={"train": 0.6, "val": 0.2, "test": 0.2}))
+    names = ("x=0 y=0", "x=0 y=1", "x=1 y=?", "x=? y=1")
+    assert found == {split: dict.fromkeys(names, count) for split, count in (("train", 6), ("val", 2), ("test", 2))}
+
+
+def test_a_task_s_class_in_val_that_train_lacks_is_refused(raw, output):
+    write_labelled(raw, {"train": {"1.avi": {"x": 0}, "2.avi": {"y": 1}}, "val": {"3.avi": {"x": 1}}})
+    assert "class '1' of task 'x' is in val (val/3.avi) but not in train" in refused(raw, output, "labels_json")
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ('{"1.avi": 0, "missing.avi": 1}', "train/labels.json: 'missing.avi': there is no file 'train/missing.avi'"),
+        ('{"../1.avi": 0}', "'train/../1.avi' must be relative and stay below"),
+        ('{"1.avi": -1}', "'1.avi' has the label -1; give a whole number from 0"),
+        ('{"1.avi": 0.5}', "has the label 0.5"),
+        ('{"1.avi": [0]}', r"has the label [0]"),
+        ('{"1.avi": null}', "'1.avi' has no label; give one"),
+        ('{"1.avi": {}}', "'1.avi' has no label; give one"),
+        ('{"1.avi": {" ": 0}}', "'1.avi' has a task without a name"),
+        ('{"1.avi": 0, "2.avi": {"x": 0}}', "'1.avi' has no task, others have"),
+        ('{"1.avi": 0, "2.avi": "zero"}', "the labels are numbers (0) and names ('zero'); choose one"),
+        ('{"1.avi": 0, "1.avi": 1}', "'1.avi' stands twice"),
+        ('{"1.avi": 0, "./1.avi": 1}', "'./1.avi' is listed twice, under two spellings"),
+        ('{"1.avi": 0', "train/labels.json: is not JSON"),
+        ("[]", "must be like"),
+        ("{}", "must be like"),
+    ],
+)
+def test_labels_json_that_says_something_else_is_refused(raw, output, content, says):
+    for name in ("1.avi", "2.avi"):
+        write_video(raw / "train" / name)
+    (raw / "train/labels.json").write_text(content)
+    assert says in refused(raw, output, "labels_json")
+
+
+# --- UCF101 ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("is_flat", [False, True])
+def test_ucf101_keeps_its_test_list_and_draws_val_by_groups(raw, output, is_flat):
+    write_ucf101(raw, groups=7, clips=3)
+    if is_flat:
+        for path in list(raw.glob("*/*.avi")):
+            path.rename(raw / path.name)
+    rows = index(raw, output, "ucf101", splits={"train": 0.8, "val": 0.2, "test": 0.0})
+    assert counts(rows) == {
+        "train": {"Archery": 12, "Biking": 12},
+        "val": {"Archery": 3, "Biking": 3},
+        "test": {"Archery": 6, "Biking": 6},
+    }
+    sides = {(row["group"], split) for split, of_split in rows.items() for row in of_split}
+    assert len(sides) == 14, "every group is on one side"
+    assert {group for group, split in sides if split == "test"} == {
+        f"{name}_g{group}" for name in ("Archery", "Biking") for group in ("01", "02")
+    }
+    assert all(row["video_path"].startswith("v_") == is_flat for row in rows["train"])
+
+
+def test_ucf101_s_test_list_may_be_val(raw, output):
+    write_ucf101(raw)
+    lists = raw.parent / "lists"
+    (raw / "ucfTrainTestlist").rename(lists)
+    rows = index(raw, output, "ucf101", ucf101={"annotations": str(lists), "test_as_val": True})
+    assert counts(rows) == {"train": {"Archery": 8, "Biking": 8}, "val": {"Archery": 4, "Biking": 4}}
+
+
+def test_ucf101_s_classes_may_be_chosen(raw, output):
+    write_ucf101(raw, classes=("Archery", "Biking", "Diving"), groups=5, clips=1)
+    rows = index(raw, output, "ucf101", classes=["Diving", "Archery"])
+    assert {(row["label"], row["class_name"]) for row in rows["train"]} == {(0, "Diving"), (1, "Archery")}
+    assert "has no class 'Swimming'" in refused(raw, output / "x", "ucf101", classes=["Swimming"])
+
+
+UCF101_EDITS = {
+    "missing video": (
+        "trainlist01.txt",
+        "_g03_c01.avi 1",
+        "_g99_c01.avi 1",
+        "trainlist01.txt line 1: there is no file",
+    ),
+    "other label": ("trainlist01.txt", "_g03_c01.avi 1", "_g03_c01.avi 2", "line 1: .*contradicts classInd.txt"),
+    "unknown class": ("trainlist01.txt", "Archery/v_Archery_g03_c01", "Arch/v_Archery_g03_c01", "contradicts classInd"),
+    "group in both": ("testlist01.txt", "v_Archery_g02_c01", "v_Archery_g04_c01", "listed twice"),
+    "class list": ("classInd.txt", "2 Biking", "3 Biking", "its numbers are not 1 to 2"),
+    "class line": ("classInd.txt", "2 Biking", "two Biking", "classInd.txt line 2: expected 'number name'"),
+}
+
+
+@pytest.mark.parametrize(("name", "old", "new", "says"), UCF101_EDITS.values(), ids=UCF101_EDITS)
+def test_ucf101_lists_that_contradict_themselves_are_refused(raw, output, name, old, new, says):
+    path = write_ucf101(raw) / "ucfTrainTestlist" / name
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new, 1))
+    with pytest.raises(InputError, match=says):
+        run_indexing(settings_for(raw, output, "ucf101"))
+
+
+def test_ucf101_s_group_in_train_and_test_is_refused_by_name(raw, output):
+    lists = write_ucf101(raw) / "ucfTrainTestlist"
+    write_video(raw / "Archery/v_Archery_g05_c09.avi", seed=5)
+    with (lists / "testlist01.txt").open("a") as file:
+        file.write("Archery/v_Archery_g05_c09.avi\n")
+    sentence = refused(raw, output, "ucf101")
+    assert sentence.startswith(
+        "group 'Archery_g05' is in train (Archery/v_Archery_g05_c01.avi) and in test (Archery/v_Archery_g05_c09.avi); "
+    )
+
+
+def test_ucf101_without_its_lists_is_refused(raw, output):
+    write_video(raw / "Archery/v_Archery_g01_c01.avi")
+    assert "ucf101.annotations: there is no" in refused(raw, output, "ucf101")
+
+
+# --- any clip index --------------------------------------------------------------------------------------------------
+
+
+def test_an_index_of_ours_is_divided_anew(raw, output, tmp_path):
+    write_folders(raw, {"a": 10, "b": 10})
+    first = index(raw, tmp_path / "first", splits={"train": 0.5, "val": 0.5, "test": 0.0})
+    rows = index(raw, output, "clip_index", index_csv=str(tmp_path / "first/train.csv"))
+    assert sorted(split_of(rows)) == sorted(row["video_path"] for row in first["train"])
+    assert {split: len(of_split) for split, of_split in rows.items()} == {"train": 6, "val": 2, "test": 2}
+    assert {(row["label"], row["class_name"], row["wnid"]) for row in rows["train"]} == {(0, "a", "a"), (1, "b", "b")}
+
+
+def test_pseudo_videos_of_one_image_stay_together_and_keep_what_they_were_made_from(raw, output):
+    rows = []
+    for number in range(24):
+        path = write_video(raw / f"{number}.mp4", 3, seed=number)
+        made = {"source_path": f"{number // 3}.png", "source_sha256": f"sha {number // 3}", "generator": "static"}
+        known = {
+            "video_path": path.name,
+            "label": number // 12,
+            "class_name": "ab"[number // 12],
+            "wnid": "n01"[: number // 12 + 2],
+        }
+        rows.append(dict.fromkeys(CLIP_INDEX.column_names) | made | known | {"status": "ok", "seed": number})
+    write_table(rows, raw / "all.csv", CLIP_INDEX)
+    found = index(raw, output, "clip_index", index_csv="all.csv", splits={"train": 0.5, "val": 0.25, "test": 0.25})
+    sides = split_of(found)
+    assert all(len({sides[f"{3 * image + clip}.mp4"] for clip in range(3)}) == 1 for image in range(8))
+    assert {split: len(of_split) for split, of_split in found.items()} == {"train": 12, "val": 6, "test": 6}
+    for row in found["train"]:
+        number = int(Path(row["video_path"]).stem)
+        assert (row["source_sha256"], row["generator"], row["seed"]) == (f"sha {number // 3}", "static", number)
+        assert (row["sha256"], row["wnid"]) == (sha256_file(raw / row["video_path"]), "n01"[: number // 12 + 2])
+
+
+def test_tasks_survive_a_new_division(raw, output, tmp_path):
+    write_labelled(raw, MULTI)
+    run_indexing(settings_for(raw, tmp_path / "first", "labels_json"))
+    settings = {"index_csv": str(tmp_path / "first/train.csv"), "splits": {"train": 0.8, "val": 0.2, "test": 0.0}}
+    assert {split: len(rows) for split, rows in index(raw, output, "clip_index", **settings).items()} == {
+        "train": 4,
+        "val": 1,
+    }
+    whole = read_task_labels(read_clip_index(tmp_path / "first/train.csv", raw))
+    for split in ("train", "val"):
+        part = read_clip_index(output / f"{split}.csv", raw)
+        labels = read_task_labels(part, whole).labels.tolist()
+        expected = {f"train/{number + 1}.avi": row for number, row in enumerate(whole.labels.tolist())}
+        assert labels == [expected[path] for path in part.table["video_path"]]
+
+
+# --- rerun, kill, journal --------------------------------------------------------------------------------------------
+
+
+def snapshot(folder: Path) -> dict[str, tuple[int, bytes]]:
+    return {
+        path.name: (path.stat().st_mtime_ns, path.read_bytes()) for path in folder.iterdir() if path.name != ".lock"
+    }
+
+
+def test_a_second_run_does_nothing_and_says_the_same(raw, output, monkeypatch):
+    write_folders(raw, {"a": 6, "b": 6})
+    keys = run_indexing(settings_for(raw, output))
+    before = snapshot(output)
+    monkeypatch.setattr(video_probing, "probe_video", lambda path: pytest.fail("decoded"))
+    assert run_indexing(settings_for(raw, output)) == keys
+    assert snapshot(output) == before
+
+
+def test_another_seed_or_another_video_is_refused_until_overwrite(raw, output, monkeypatch):
+    write_folders(raw, {"a": 6, "b": 6})
+    first = split_of(index(raw, output))
+    with pytest.raises(InputError, match="seed: 0 -> 1"):
+        run_indexing(settings_for(raw, output, seed=1))
+    write_video(raw / "a/new.mp4", seed=500)
+    with pytest.raises(InputError, match="videos: its content has changed"):
+        run_indexing(settings_for(raw, output))
+    probed = []
+    probe = video_probing.probe_video
+    monkeypatch.setattr(video_probing, "probe_video", lambda path: probed.append(path.name) or probe(path))
+    rows = index(raw, output, overwrite=True)
+    assert probed == ["new.mp4"], "what is known is not decoded again"
+    assert split_of(rows).keys() == first.keys() | {"a/new.mp4"}
+
+
+@pytest.mark.parametrize("is_torn", [False, True])
+def test_a_killed_run_goes_on_from_the_journal_to_the_same_bytes(raw, output, tmp_path, monkeypatch, is_torn):
+    write_folders(raw, {"a": 6, "b": 6})
+    index(raw, tmp_path / "whole")
+
+    def probe_until_killed() -> None:
+        exit_at_call(video_probing, "probe_video", 8)
+        run_indexing(settings_for(raw, output, workers=1))
+
+    assert fork(probe_until_killed) == KILLED
+    journal = output / "probed_videos.csv"
+    known = len(read_table(journal, PROBED_VIDEOS))
+    assert 6 <= known <= 7 and not (output / "train.csv").exists()
+    if is_torn:
+        journal.write_bytes(journal.read_bytes()[:-9])
+        known -= 1
+    probed = []
+    probe = video_probing.probe_video
+    monkeypatch.setattr(video_probing, "probe_video", lambda path: probed.append(path) or probe(path))
+    index(raw, output)
+    assert len(probed) == 12 - known
+    for name in ("train.csv", "val.csv", "test.csv", "class_distribution.csv"):
+        assert (output / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_a_video_that_was_replaced_is_looked_at_again(raw, output):
+    write_folders(raw, {"a": 6})
+    index(raw, output)
+    write_video(raw / "a/a_3.mp4", 20, seed=321)
+    rows = [row for of_split in index(raw, output, overwrite=True).values() for row in of_split]
+    (row,) = (row for row in rows if row["video_path"] == "a/a_3.mp4")
+    assert (row["num_frames"], row["sha256"]) == (20, sha256_file(raw / "a/a_3.mp4"))
+
+
+def test_the_output_may_lie_beside_the_class_folders(raw):
+    write_folders(raw, {"a": 4, "b": 4})
+    for _ in range(2):
+        assert counts(index(raw, raw / "index"))["train"] == {"a": 2, "b": 2}
+
+
+# --- settings and script ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("keys", "says"),
+    [
+        ({"splits": {"train": 0.7, "val": 0.2, "test": 0.2}}, "splits: 0.7 \\+ 0.2 \\+ 0.2 must be 1"),
+        ({"group_pattern": "g(1"}, "no regular expression"),
+        ({"group_pattern": "g1"}, "has 0 groups, expected one pair of parentheses"),
+        ({"group_pattern": "(g)(1)"}, "has 2 groups"),
+        ({"classes": ["a", "a"]}, "'a' is listed twice"),
+        ({"layout": "clip_index", "classes": ["a"]}, "a clip index says its classes itself"),
+        ({"layout": "ucf", "seed": -1}, "2 problems"),
+        ({"ucf101": {"split": 4}}, "ucf101.split"),
+        ({"groups_csv": "nowhere.csv"}, "nowhere.csv does not exist"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(tmp_path, keys, says):
+    content = {"data_root": str(tmp_path), "output_dir": str(tmp_path / "out"), "layout": "folders"} | keys
+    with pytest.raises(InputError, match=says):
+        build_settings(IndexVideosSettings, content, "test")
+
+
+def test_the_script_s_yaml_has_the_defaults(tmp_path):
+    config = Path(index_videos.__file__).with_name("index_videos.yaml")
+    overrides = [f"data_root={tmp_path}", f"output_dir={tmp_path}/out"]
+    settings = read_settings(IndexVideosSettings, "", config, ["--config", str(config), *overrides])
+    assert settings == build_settings(
+        IndexVideosSettings, {"data_root": str(tmp_path), "output_dir": f"{tmp_path}/out", "layout": "folders"}, "test"
+    )
+
+
+def test_the_script_prints_the_trainer_s_keys(raw, output, monkeypatch, capsys):
+    write_folders(raw, {"a": 4, "b": 4})
+    monkeypatch.setattr("sys.argv", ["index_videos", f"data_root={raw}", f"output_dir={output}"])
+    index_videos.main()
+    assert capsys.readouterr().out == f"data_root={output} train_csv=train.csv val_csv=val.csv clips_root={raw}\n"
+
+
+# --- the real videos -------------------------------------------------------------------------------------------------
+
+
+def test_the_real_videos_are_indexed_with_what_they_hold(real_data, raw, output):
+    for split in ("train", "val"):
+        for name, class_name in (("real_clip_a.avi", "a"), ("real_clip_b.mp4", "b")):
+            target = raw / split / class_name / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            # A file in train and val is refused: val's is another by a byte after its end.
+            target.write_bytes((real_data / "videos" / name).read_bytes() + b"\0" * (16 * (split == "val")))
+    rows = index(raw, output)
+    for split in ("train", "val"):
+        found = [(r["class_name"], r["num_frames"], r["height"], r["width"], r["status"]) for r in rows[split]]
+        assert found == [("a", 164, 240, 320, "ok"), ("b", 280, 256, 340, "ok")]
+    train = read_clip_index(output / "train.csv", raw)
+    assert train.paths == [raw / "train/a/real_clip_a.avi", raw / "train/b/real_clip_b.mp4"]

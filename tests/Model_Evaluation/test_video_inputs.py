@@ -1,0 +1,208 @@
+"""What a clip classifier is scored on: windows of a long video, and one task of several."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import run_in_child
+from torch import nn
+
+from Model_Evaluation.classifier import Classifier
+from Model_Evaluation.inputs import build_test_data, shuffle_frames
+from Model_Evaluation.models import InputFormat
+from Model_Evaluation.settings import DataSettings, parse_input
+from utils.artifacts import PREDICTIONS, read_table
+from utils.clips import write_clip
+from utils.config import build_settings
+from utils.errors import InputError
+from utils.frame_sampling import FrameSampling
+from utils.learner import build_recipe
+
+LENGTH, STEP, SIZE, NUM_FRAMES = 20, 12, 32, 3
+DENSE = FrameSampling("dense", NUM_FRAMES, frame_interval=2, num_clips=4)
+WINDOWS = DENSE.stored_frames(LENGTH)
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory) -> Path:
+    """Two videos whose frames' greys are their numbers."""
+    root = tmp_path_factory.mktemp("videos")
+    greys = (STEP * np.arange(LENGTH)).astype(np.uint8)
+    frames = np.broadcast_to(greys[:, None, None, None], (LENGTH, SIZE, SIZE, 3)).copy()
+    lines = ["video_path,label,class_name,wnid,generator"]
+    for number in range(2):
+        write_clip(root / f"{number}.mp4", frames, codec="h264_lossless")
+        lines.append(f"{number}.mp4,{number},c{number},c{number},video")
+    (root / "val.csv").write_text("\n".join(lines) + "\n")
+    return root
+
+
+def form_of(sampling: FrameSampling) -> InputFormat:
+    return InputFormat(SIZE, NUM_FRAMES, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), sampling)
+
+
+def frames_seen(videos: Path, kind: str, sampling: FrameSampling) -> tuple[str, list[list[int]], int]:
+    """`test_input`, the frame numbers of both items, and how many clips they make up."""
+    test = build_test_data(parse_input(kind, "clip"), DataSettings(root=videos), form_of(sampling), 2)
+    pixels = test.open(None, 1).gather([0, 1])
+    return test.name, (pixels[:, 0, :, 0, 0] // STEP).tolist(), test.num_clips
+
+
+def test_all_windows_are_looked_at(videos):
+    name, frames, num_clips = frames_seen(videos, "clip", DENSE)
+    assert (name, num_clips) == ("clip_x4:video", 4)
+    assert frames == [WINDOWS.flatten().tolist()] * 2
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [
+        ("static", [10, 10, 10]),
+        ("reversed", [14, 12, 10]),
+        ("frame:1", [12, 12, 12]),
+        ("first_frame", [10, 10, 10]),
+        ("all_frames", [10, 12, 14]),
+    ],
+)
+def test_other_orders_are_of_the_middle_window(videos, kind, expected):
+    _, frames, num_clips = frames_seen(videos, kind, DENSE)
+    assert frames == [expected] * 2
+    assert num_clips == 1
+
+
+def test_shuffled_frames_are_of_the_middle_window(videos):
+    _, frames, _ = frames_seen(videos, "shuffled", DENSE)
+    for number in range(2):
+        order = shuffle_frames(f"{number}.mp4", NUM_FRAMES)
+        assert frames[number] == WINDOWS[2][order].tolist()
+
+
+def test_random_sampling_is_scored_on_the_middle_candidates(videos):
+    sampling = FrameSampling("random", NUM_FRAMES, num_clips=3)
+    name, frames, num_clips = frames_seen(videos, "clip", sampling)
+    assert (name, num_clips) == ("clip:video", 1)
+    assert frames == [sampling.stored_frames(LENGTH)[1].tolist()] * 2
+
+
+class _Weighted(nn.Module):
+    """Logits (B, 2): the frames' means, weighted by their place; and its square, so that no mean commutes."""
+
+    def forward(self, clip: torch.Tensor) -> torch.Tensor:
+        means = clip.mean(dim=(1, 3, 4))  # (B, T)
+        value = (means * torch.tensor([1.0, 2.0, 4.0])).sum(dim=1)
+        return torch.stack([value, value.square()], dim=1)
+
+
+def test_logits_of_windows_are_averaged_before_the_softmax():
+    clips = torch.rand(2, 3, 12, 4, 4, generator=torch.Generator().manual_seed(0))
+    network, recipe = _Weighted(), build_recipe("cpu", "fp32")
+    classifier = Classifier(network, form_of(DENSE), recipe, num_clips=4, num_views=2)
+    assert classifier.num_passes(12) == 8
+    windows = [network(clips[:, :, 3 * k : 3 * k + 3]) for k in range(4)]
+    expected = torch.stack(windows).mean(dim=0)
+    found = classifier.logits(clips)
+    assert found.shape == (2, 2, 2), "one row a view"
+    torch.testing.assert_close(found, expected.expand(2, -1, -1), rtol=1e-6, atol=1e-6)
+    probabilities = classifier.probabilities(clips)
+    np.testing.assert_allclose(probabilities, expected.double().softmax(dim=1).numpy(), rtol=1e-6)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# One task of several
+
+TASKS = {"grainy": ("clean", "grainy"), "light": ("dark", "grey", "bright")}
+
+
+def write_tasks(root: Path, per_class: int = 4) -> Path:
+    """Videos of three lights, every other one grainy; every fourth lacks a label of `grainy`."""
+    generator = np.random.default_rng(0)
+    for split in ("train", "val"):
+        rows, labels = ["video_path,label,class_name,wnid,generator"], ["video_path,task,label,class_name"]
+        for number in range(3 * 2 * per_class):
+            light, grainy, is_known = number % 3, number // 3 % 2, number % 4 != 0
+            frames = np.full((6, SIZE, SIZE, 3), 40 + 80 * light, np.int64)
+            frames = frames + grainy * generator.integers(-60, 61, frames.shape)
+            write_clip(root / split / f"{number}.mp4", frames.clip(0, 255).astype(np.uint8))
+            kind = 2 * light + grainy
+            rows.append(f"{number}.mp4,{kind},kind{kind},kind{kind},video")
+            labels.append(f"{number}.mp4,light,{light},{TASKS['light'][light]}")
+            if is_known:
+                labels.append(f"{number}.mp4,grainy,{grainy},{TASKS['grainy'][grainy]}")
+        (root / f"{split}.csv").write_text("\n".join(rows) + "\n")
+        (root / f"{split}.tasks.csv").write_text("\n".join(labels) + "\n")
+    return root
+
+
+def train(root: Path, output_dir: Path, **keys) -> None:
+    from Video_Models.settings import VideoSettings
+    from Video_Models.training import run_training
+
+    torch.set_num_threads(1)
+    raw = {
+        "data_root": str(root),
+        "output_dir": str(output_dir),
+        "family": "resnet18",
+        "config": {"layers": [1, 1, 1, 1]},
+        "weights": "none",
+        "num_frames": 2,
+        "image_size": SIZE,
+        "batch_size": 8,
+        "epochs": 16,
+        "schedule": "constant",
+        "selection": "val",
+        "lr": 1e-2,
+        "device": "cpu",
+        "workers": 1,
+    }
+    run_training(build_settings(VideoSettings, raw | keys, "test"))
+
+
+def evaluate(root: Path, checkpoint: Path, output_dir: Path, **data) -> None:
+    from Model_Evaluation.evaluation import run_evaluation
+    from Model_Evaluation.settings import EvaluationSettings
+
+    torch.set_num_threads(1)
+    raw = {
+        "models": [{"name": "run", "type": "video", "checkpoint": str(checkpoint), "input": "clip"}],
+        "data": {"root": str(root), "workers": 1} | data,
+        "output_dir": str(output_dir),
+        "latency": {"warmup": 1, "repetitions": 2},
+        "device": "cpu",
+    }
+    run_evaluation(build_settings(EvaluationSettings, raw, "test"))
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> tuple[Path, Path]:
+    root = write_tasks(tmp_path_factory.mktemp("tasks"))
+    assert run_in_child(train, root, root / "run") == 0
+    return root, root / "run" / "model_best.safetensors"
+
+
+@pytest.mark.parametrize(("task", "num_items", "least_right"), [("light", 24, 20), ("grainy", 18, 15)])
+def test_a_task_is_scored_on_the_items_that_have_its_label(trained, tmp_path, task, num_items, least_right):
+    root, checkpoint = trained
+    evaluate(root, checkpoint, tmp_path / "results", task=task)
+    rows = read_table(tmp_path / "results" / "predictions.csv", PREDICTIONS)
+    assert len(rows) == num_items
+    assert set(rows["class_name"]) == set(TASKS[task])
+    assert set(rows["arm"]) == {f"resnet18_video_{task}"}
+    # By chance alone so many are right with p < 0.004.
+    assert (rows["label"] == rows["predicted_label"]).sum() >= least_right
+
+
+@pytest.mark.parametrize(
+    ("task", "message"),
+    [
+        (None, "data.task: is missing, but {checkpoint} has several; choose one of grainy, light"),
+        ("heavy", "data.task: {checkpoint} has no task 'heavy'; known: grainy, light"),
+    ],
+)
+def test_a_task_that_is_not_there_is_refused(trained, tmp_path, task, message):
+    root, checkpoint = trained
+    with pytest.raises(InputError) as caught:
+        evaluate(root, checkpoint, tmp_path / "results", task=task)
+    assert str(caught.value) == message.format(checkpoint=checkpoint)
