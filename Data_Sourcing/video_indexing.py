@@ -75,6 +75,10 @@ def run_indexing(settings: IndexVideosSettings) -> str:
     _report_copies(found)
     splits = _divide(found, settings)
     _require_trained_classes(found, splits, videos)
+    if "val" not in splits.values():
+        log.warning(
+            "no video is in val, which trainers need: classes have too few sources; add some, or raise splits.val"
+        )
     _write_indices(found, splits, videos, settings)
     return _trainer_keys(settings)
 

@@ -89,7 +89,9 @@ def count_executed_macs(model: nn.Module, input_shape: tuple[int, ...]) -> int:
     Args:
         input_shape: of one item, without the batch.
     """
-    tensors = {name: torch.empty_like(tensor, device="meta") for name, tensor in model.state_dict().items()}
+    # Not of the state dict: buffers that are in no checkpoint are on a device, too.
+    own = (*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False))
+    tensors = {name: torch.empty_like(tensor, device="meta") for name, tensor in own}
     with FlopCounterMode(display=False) as counter:
         torch.func.functional_call(model, tensors, torch.empty(1, *input_shape, device="meta"))
     return counter.get_total_flops() // 2

@@ -173,6 +173,13 @@ def test_copies_are_on_one_side_and_named(raw, output, caplog):
     assert "b/copy_3.mp4: is a copy of a/a_3.mp4, but of class 'b', not 'a'; both are kept" in caplog.text
 
 
+def test_a_missing_val_split_is_named(raw, output, caplog):
+    write_folders(raw, {"a": 1, "b": 1})
+    index(raw, output)
+    assert "no video is in val, which trainers need" in caplog.text
+    assert not (output / "val.csv").exists()
+
+
 def test_a_class_in_val_that_train_lacks_is_refused(raw, output):
     write_folders(raw, {"train/a": 3, "val/a": 1, "val/b": 1})
     assert "class 'b' is in val (val/b/b_0.mp4) but not in train; " in refused(raw, output)

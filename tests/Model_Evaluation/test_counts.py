@@ -14,6 +14,7 @@ from Baseline_VGG.vgg_baseline import build_vgg11
 from Inflated_3D_VGG.vgg_inflated import build_vgg11_3d
 from Model_Evaluation.costs import count_executed_macs, count_nominal_macs, count_parameters
 from utils.frames_as_batch import has_frames_as_batch
+from Video_Models.models import build_video_classifier
 
 
 def run_script(name: str, *arguments: str) -> list[str]:
@@ -106,3 +107,14 @@ def test_parameters_are_counted_once_each_frozen_or_not():
     assert count_parameters(network) == (8 * 27 + 8) + 16 + 12
     shared = nn.Linear(4, 4)
     assert count_parameters(nn.Sequential(shared, shared)) == 20
+
+
+def test_products_of_attention_are_counted():
+    config = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
+    shape = {"family": "videomae", "num_frames": 3, "image_size": 16}
+    model = build_video_classifier(5, config=config | {"patch_size": 8}, **shape).eval()
+    tokens, width, hidden = 2 * 2 * 2, 16, 24  # three frames are four, in tubes of two
+    layer = 4 * tokens * width**2 + 2 * tokens**2 * width + 2 * tokens * width * hidden
+    expected = tokens * width * 3 * 2 * 8 * 8 + 2 * layer + 5 * width
+    assert count_executed_macs(model, (3, 3, 16, 16)) == expected
+    assert count_nominal_macs(model, (3, 3, 16, 16)) == expected
