@@ -17,8 +17,8 @@ _LAYERS = {"layers": [1, 1, 1, 1]}
 # What differs from family to family: its architecture, smaller, and a rate that suits it.
 LEARNING: dict[str, dict[str, Any]] = {
     "videomae": {"config": _TRANSFORMER | {"patch_size": 8}, "optimizer": "adamw", "lr": 2e-3},
-    "timesformer": {"config": _TRANSFORMER | {"patch_size": 8}, "optimizer": "adamw", "lr": 2e-3},
-    "vivit": {"config": _TRANSFORMER | {"tubelet_size": [1, 8, 8]}, "optimizer": "adamw", "lr": 2e-3},
+    "timesformer": {"config": _TRANSFORMER | {"patch_size": 8}, "optimizer": "adamw", "lr": 2e-3, "updates": 300},
+    "vivit": {"config": _TRANSFORMER | {"tubelet_size": [1, 8, 8]}, "optimizer": "adamw", "lr": 2e-3, "updates": 300},
     "i3d": {"config": {"width_multiplier": 0.25}, "lr": 2e-2},
     "resnet18_3d": {"config": _LAYERS, "lr": 1e-2},
     "resnet50_3d": {"config": _LAYERS, "lr": 1e-2},
@@ -27,8 +27,8 @@ LEARNING: dict[str, dict[str, Any]] = {
     "r3d_18": {"config": _LAYERS, "lr": 1e-2},
     "r2plus1d_18": {"config": _LAYERS, "lr": 1e-2},
     "mvit_v2_s": {"config": _VIT, "optimizer": "adamw", "lr": 2e-3},
-    "swin3d_t": {"config": _VIT, "optimizer": "adamw", "lr": 2e-3},
-    "s3d": {"lr": 2e-2},
+    "swin3d_t": {"config": _VIT, "optimizer": "adamw", "lr": 2e-3, "updates": 200},
+    "s3d": {"optimizer": "adamw", "lr": 1e-3, "updates": 80},
 }
 
 
@@ -56,7 +56,7 @@ def make_clips(folder: Path, train_per_class: int = 40, val_per_class: int = 20)
 
 
 def video_settings(clips: Path, output_dir: Path, family: str, **keys: Any):
-    """Settings of a run of 40 updates on the digits."""
+    """Settings of a short run on the digits."""
     from Video_Models.settings import VideoSettings
 
     raw = {
