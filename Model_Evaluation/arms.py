@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 # Protocol values that an arm may be about; what only one of the two networks has cannot be equal anyway.
 SUBJECT_KEYS = frozenset({"train_input", "mix_probability", "num_frames"})
+SUBJECT_ROW = "subject"  # the key in `protocol_values.csv` that lists what else a comparison is about
+
+
+def is_subject(key: str, subject: Iterable[str]) -> bool:
+    """Whether a protocol's key, or a section that it is in, is what a comparison is about."""
+    return any(key == name or key.startswith(f"{name}.") for name in subject)
 
 
 @dataclass(frozen=True)

@@ -6,14 +6,14 @@ back to the tokens of the clip. It does not tell classes apart; Grad-CAM does, f
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
+from Model_Evaluation.frame_maps import fold_back, in_eval_mode
 from Video_Models.transformer import DividedAttention, TransformerBackbone
 
 if TYPE_CHECKING:
@@ -42,12 +42,12 @@ def compute_attention_rollout(model: VideoClassifier, inputs: Tensor) -> Tensor:
     backbone = model.backbone
     if not isinstance(backbone, TransformerBackbone):
         raise ValueError(f"{type(backbone).__name__} has no attention to roll out; use Grad-CAM")
-    with _in_eval_mode(model), torch.no_grad():
+    with in_eval_mode(model), torch.no_grad():
         attentions = backbone.compute_attentions(model.repeat_frames(inputs))
     pooling = backbone.pooling_weights().to(inputs.device).expand(len(inputs), -1)
     maps = backbone.to_grid(roll_out(attentions, pooling))
     maps = maps.repeat_interleave(backbone.tubelet_frames, dim=1)  # (B, t, h, w) -> (B, T', h, w)
-    maps = _fold_back(maps, model.frame_index, model.num_frames)
+    maps = fold_back(maps, model.frame_index, model.num_frames)
     maps = functional.interpolate(maps, size=inputs.shape[-2:], mode="bilinear", align_corners=False)
     return maps / maps.amax(dim=(1, 2, 3), keepdim=True)
 
@@ -91,20 +91,3 @@ def _through_time(shares: Tensor, attention: Tensor) -> Tensor:
 
 def _mix(shares: Tensor, attended: Tensor) -> Tensor:
     return _RESIDUAL_SHARE * shares + (1 - _RESIDUAL_SHARE) * attended
-
-
-def _fold_back(maps: Tensor, index: Tensor, num_frames: int) -> Tensor:
-    """Mean over the repetitions of each frame: (B, T', h, w), frames `index` (T',) -> (B, T, h, w)."""
-    membership = functional.one_hot(index, num_frames).to(maps.dtype)  # (T', T)
-    return torch.einsum("brhw,rt->bthw", maps, membership / membership.sum(dim=0))
-
-
-@contextmanager
-def _in_eval_mode(model: nn.Module) -> Iterator[None]:
-    flags = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, was_training in flags:
-            module.training = was_training

@@ -36,8 +36,19 @@ def summarise_latency(rows: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def latency_rows(run: ScoredRun, times: pd.DataFrame) -> list[dict[str, Any]]:
-    """One row a batch size: median and p95 over repetitions, and what share of all time the first one took."""
+def count_frames(measured: dict[str, pd.DataFrame], run_id: str) -> int:
+    """Frames that a run's network is given for the answer to one item, in all passes; an image is one."""
+    cost = measured["model_costs"].set_index("run_id").loc[run_id]
+    _, *size = cost["input_shape"].split("x")  # 3 x H x W or 3 x T x H x W
+    return int(cost["num_passes"]) * (int(size[0]) if len(size) == 3 else 1)
+
+
+def latency_rows(run: ScoredRun, times: pd.DataFrame, frames_per_item: int) -> list[dict[str, Any]]:
+    """One row a batch size: median and p95 over repetitions, and what share of all time the first one took.
+
+    Args:
+        frames_per_item: see `count_frames`.
+    """
     rows = []
     for batch_size, group in times[times["run_id"] == run.run_id].groupby("batch_size", sort=False):
         latencies_ms = group["batch_latency_ms"].to_numpy(dtype=float)
@@ -51,7 +62,8 @@ def latency_rows(run: ScoredRun, times: pd.DataFrame) -> list[dict[str, Any]]:
                 "batch_size": int(batch_size),
             }
             | {"num_repetitions": len(group), "latency_ms_p50": float(p50), "latency_ms_p95": float(p95)}
-            | {"items_per_s": 1000 * batch_size / max(p50, 1e-9)}
+            | {"items_per_s": (items_per_s := 1000 * batch_size / max(p50, 1e-9))}
+            | {"frames_per_s": frames_per_item * items_per_s}
             | {"first_batch_share": float(first_ms / latencies_ms.sum()) if latencies_ms.sum() > 0 else None}
         )
     return rows

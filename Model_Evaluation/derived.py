@@ -9,15 +9,18 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from Model_Evaluation.classification_report import REPORT_FILE, format_classification_reports
 from Model_Evaluation.comparisons import compare_entries, summarise_entries
 from Model_Evaluation.consistency import require_consistency
 from Model_Evaluation.cost_rows import (
     MEASURED_HERE,
+    count_frames,
     end_to_end_rows,
     latency_rows,
     summarise_costs,
     summarise_latency,
 )
+from Model_Evaluation.pairs import SUBJECT
 from Model_Evaluation.scored_runs import ScoredRun, build_entries, read_runs
 from Model_Evaluation.statistics import (
     compute_calibration_error,
@@ -47,6 +50,7 @@ from utils.artifacts import (
     read_table,
     write_table,
 )
+from utils.files import write_text
 
 MEASURED: dict[str, Table] = {
     "predictions": PREDICTIONS,
@@ -70,7 +74,7 @@ OPTIONAL_DERIVED: dict[str, Table] = {"end_to_end": END_TO_END}
 DONE_FILE = "summary.csv"  # written last
 TABLE_FILES = tuple(f"{name}.csv" for name in (*MEASURED, *DERIVED))
 OPTIONAL_FILES = tuple(f"{name}.csv" for name in (*OPTIONAL_MEASURED, *OPTIONAL_DERIVED))
-OWNED_FILES = (*TABLE_FILES, *OPTIONAL_FILES, "figures", "report.html")
+OWNED_FILES = (*TABLE_FILES, *OPTIONAL_FILES, REPORT_FILE, "figures", "report.html")
 DrawFigures = Callable[[dict[str, pd.DataFrame], Path], None]
 _EMPTY_IS_FINE = ("protocol_values",)  # checkpoints from elsewhere do not say how they were trained
 
@@ -94,6 +98,9 @@ def write_derived(results_dir: Path, output_dir: Path, draw_more: DrawFigures | 
     for name, table in first:
         if name in derived:
             write_table(derived[name], output_dir / f"{name}.csv", table)
+    write_text(
+        output_dir / REPORT_FILE, format_classification_reports(measured["predictions"], measured["probabilities"])
+    )
     write_figures(measured | derived, output_dir / "figures")
     copy_pixel_pictures(results_dir / "figures", output_dir / "figures")
     if draw_more is not None:
@@ -133,14 +140,15 @@ def compute_derived(measured: dict[str, pd.DataFrame]) -> dict[str, pd.DataFrame
             for label, row in enumerate(per_class)
         ]
         rows["calibration"] += [run.columns | row for row in reliability]
-        latency = latency_rows(run, measured["inference_times"])
+        latency = latency_rows(run, measured["inference_times"], count_frames(measured, run.run_id))
         rows["latency"] += latency
         summary = _summarise(run, ranks[run.run_id].to_numpy(), per_class, compute_calibration_error(reliability))
         costs = summarise_costs(measured, run.run_id)
         rows["summary"].append(run.columns | {"source": MEASURED_HERE} | summary | costs | summarise_latency(latency))
     rows["arms"] = summarise_entries(entries)
     rows["comparisons"] = compare_entries(entries)
-    rows["verdict"] = build_verdict(rows["comparisons"])
+    if not any(row["family"] == SUBJECT for row in rows["comparisons"]):  # else its questions were not asked
+        rows["verdict"] = build_verdict(rows["comparisons"])
     known = DERIVED
     if "end_to_end_times" in measured:
         known = DERIVED | OPTIONAL_DERIVED

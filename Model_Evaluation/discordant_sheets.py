@@ -17,7 +17,7 @@ from Model_Evaluation.picture_sheet import PictureBlock, write_picture_sheet
 from Model_Evaluation.report_page import format_value
 from Model_Evaluation.scored_runs import Entry, build_entries, read_runs
 
-SHEET_FAMILIES = ("claim", "paper")
+SHEET_FAMILIES = ("claim", "subject", "paper")
 ReadPictures = Callable[[str, str], np.ndarray]
 _SHORT_ID = 12
 _PREFIX = "discordant"
@@ -41,7 +41,7 @@ class _Compared:
 def write_discordant_sheets(
     tables: dict[str, pd.DataFrame], pictures: ReadPictures, folder: Path, max_items: int = 12
 ) -> list[Path]:
-    """Two sheets for each comparison of the claim and of the paper: images only A has right, and images only B has.
+    """Two sheets for each comparison of `SHEET_FAMILIES`: images only A has right, and images only B has.
 
     The images are those that `comparisons.csv` counts, by the vote of all their seeds and clips; an image's first clip
     is shown, and first the images whose probability of the true class differs most. Where there is no such image there

@@ -9,7 +9,7 @@ import pandas as pd
 
 from utils.artifacts import ENTRY_COLUMNS
 
-PLANNED_FAMILIES = ("claim", "paper", "inputs")
+PLANNED_FAMILIES = ("claim", "subject", "paper", "inputs")
 _NETWORK = tuple(name for name in ENTRY_COLUMNS if name not in ("test_input", "num_frames"))
 
 

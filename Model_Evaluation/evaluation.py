@@ -44,6 +44,7 @@ from Model_Evaluation.models import (
     run_columns,
     scored_classes,
 )
+from Model_Evaluation.pictures import Gallery, draw_run_pictures
 from Model_Evaluation.settings import EvaluationSettings, ScoredModel
 from utils.artifacts import Table, format_table, write_table
 from utils.checkpoints import verify_weights
@@ -85,7 +86,12 @@ def run_evaluation(settings: EvaluationSettings) -> Path:
         log.info("%s is complete; nothing to do", run.dir)
     else:
         _measure(settings, run)
-        write_derived(run.dir, run.dir)
+        run_ids, gallery = [model.name for model in settings.scored_models], Gallery([settings])
+        write_derived(
+            run.dir,
+            run.dir,
+            lambda tables, folder: draw_run_pictures(gallery, tables, run_ids, folder, settings.pictures),
+        )
     print(format_summary(run.dir))
     return run.dir
 
@@ -204,7 +210,7 @@ def score_model(job: _Job, settings: EvaluationSettings, recipe: Recipe) -> dict
         "probabilities": probability_rows(run_id, item_ids, probabilities),
         **_time_inference(prepared, pixels, costs["executed_macs"], job, settings, recipe),
         "model_costs": [costs],
-        "protocol_values": protocol_rows(described, run_id),
+        "protocol_values": protocol_rows(described, run_id, settings.subject),
     }
 
 

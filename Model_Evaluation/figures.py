@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from Model_Evaluation.entries import over_seeds, own_entry_ids
+from Model_Evaluation.figures_classes import draw_class_distribution
 from Model_Evaluation.figures_study import (
     draw_accuracy_against_cost,
     draw_arms_overview,
@@ -28,10 +29,12 @@ FIGURE_DPI = 160
 _COLOURS = 128
 _PANEL_COLUMNS = 3
 BAR, INTERVAL = "#2E86C1", "#1A1A1A"
-PIXEL_PICTURES = ("curves_*.png", "discordant_*.png", "grad_cam_*.png")  # need more than tables; others draw them
+# These need more than tables; others draw them.
+PIXEL_PICTURES = ("curves_*.png", "discordant_*.png", "samples_*.png", "grad_cam_*.png", "attention_*.png")
 _FROM_TABLES = (
     "confusion_*.png",
     "per_class_*.png",
+    "class_distribution.png",
     "reliability.png",
     "arms_overview.png",
     "accuracy_against_cost.png",
@@ -153,6 +156,7 @@ def _draw_all(given: dict[str, pd.DataFrame]) -> list[tuple[str, Figure]]:
     if "per_class_metrics" in given:
         own = _own_rows(given["per_class_metrics"])
         figures += [(f"per_class_{metric}", draw_per_class_bars(own, metric)) for metric in ("recall", "f1")]
+        figures.append(("class_distribution", draw_class_distribution(given["per_class_metrics"])))
     if "calibration" in given:
         figures.append(("reliability", draw_reliability(_own_rows(given["calibration"]))))
     if "arms" in given and "summary" in given:

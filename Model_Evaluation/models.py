@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from torch import nn
 
 from Baseline_VGG.vgg_baseline import build_vgg11
 from Inflated_3D_VGG.vgg_inflated import build_vgg11_3d
+from Model_Evaluation.arms import SUBJECT_ROW
 from Model_Evaluation.settings import DataSettings
 from utils.checkpoints import ModelDescription, StateDict, load_state, read_description, read_weights
 from utils.errors import InputError
@@ -172,9 +173,14 @@ def _trained_frames(described: ModelDescription | None) -> int | None:
     return described.input.get("num_frames") or described.protocol_values.get("num_frames")
 
 
-def protocol_rows(described: ModelDescription | None, run_id: str) -> list[dict[str, str]]:
-    """Rows of `protocol_values.csv`: what the protocol set in this run; none where the checkpoint does not say."""
+def protocol_rows(described: ModelDescription | None, run_id: str, subject: Sequence[str] = ()) -> list[dict[str, str]]:
+    """Rows of `protocol_values.csv`: what the protocol set in this run; none where the checkpoint does not say.
+
+    Args:
+        subject: keys that the comparison of this run with others is about; a row of its own lists them.
+    """
     values = flatten(described.protocol_values) if described else {}
+    values |= {SUBJECT_ROW: " ".join(subject)} if values and subject else {}
     return [{"run_id": run_id, "key": key, "value": _as_text(value)} for key, value in sorted(values.items())]
 
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import itertools
 from dataclasses import dataclass
 
-from Model_Evaluation.arms import CLAIM_ARM, CONTROL_ARMS, PAPER_ARMS, SUBJECT_KEYS
+from Model_Evaluation.arms import CLAIM_ARM, CONTROL_ARMS, PAPER_ARMS, SUBJECT_KEYS, SUBJECT_ROW, is_subject
 from Model_Evaluation.entries import is_own_input, own_positions
 from Model_Evaluation.scored_runs import Entry, ScoredRun
 
 ARM_ORDER = (*CONTROL_ARMS, CLAIM_ARM, *PAPER_ARMS)
-CLAIM, INPUTS, PAPER, ARMS = "claim", "inputs", "paper", "arms"  # families
+CLAIM, SUBJECT, INPUTS, PAPER, ARMS = "claim", "subject", "inputs", "paper", "arms"  # families
 _COMPARED_COLUMNS = ("protocol", "start_weights", "split", "selection_split")
+_COLUMN_OF_KEY = {"weights": "start_weights", "selection": "selection_split"}
 PROTOCOL_UNKNOWN = "protocol unknown"
 UNKNOWN = "unknown"
 
@@ -35,7 +36,9 @@ def select_pairs(entries: list[Entry]) -> list[Pair]:
     owns = [entries[position] for position in own_positions([entry.columns for entry in entries])]
     pairs = [*_claim_pairs(entries, owns), *_input_pairs(entries, owns), *_paper_pairs(entries, owns)]
     ordered = sorted(owns, key=_arm_position)
-    pairs += [Pair(ARMS, a, b) for b, a in itertools.combinations(ordered, 2) if _is_arms_pair(a, b)]
+    others = [(a, b) for b, a in itertools.combinations(ordered, 2) if _is_arms_pair(a, b)]
+    pairs += [Pair(SUBJECT, a, b) for a, b in others if _shared_subject(a, b)]
+    pairs += [Pair(ARMS, a, b) for a, b in others]
     kept: dict[frozenset[str], Pair] = {}
     for pair in pairs:
         kept.setdefault(frozenset((pair.a.entry_id, pair.b.entry_id)), pair)
@@ -46,18 +49,31 @@ def describe_differences(pair: Pair, seeds: list[int | None]) -> str:
     """What the runs differ in beyond their arms' subject, as `lr: 0.001 / 0.01`; empty where the pair is matched."""
     found: dict[str, str] = {}
     same_weights = _is_other_input(pair.a, pair.b)
+    subject = _shared_subject(pair.a, pair.b)
+    # What follows from the subject: the protocol's name, whose values are compared one by one, is of all of them.
+    named = {"protocol", *(name for key, name in _COLUMN_OF_KEY.items() if key in subject)} if subject else set()
     for name in _COMPARED_COLUMNS:
-        if pair.a.columns[name] != pair.b.columns[name]:
+        if name not in named and pair.a.columns[name] != pair.b.columns[name]:
             found[name] = f"{name}: {pair.a.columns[name]} / {pair.b.columns[name]}"
-    for entry in (pair.a, pair.b) if not same_weights and pair.family != PAPER else ():
+    for entry in (pair.a, pair.b) if not same_weights and pair.family not in (PAPER, SUBJECT) else ():
         if not _is_own(entry) and entry.columns["train_input"] != UNKNOWN:
             trained, scored = entry.columns["train_input"], entry.columns["test_input"]
             found[entry.entry_id] = f"test_input: {entry.columns['arm']} trained on {trained}, scored on {scored}"
     for seed in seeds:
         for key, text in _protocol_differences(pair.a.runs[seed], pair.b.runs[seed]).items():
+            if is_subject(key, subject):
+                continue
             if not (same_weights and key == PROTOCOL_UNKNOWN):  # the same file does not differ from itself
                 found.setdefault(key, text)
     return "; ".join(found.values())
+
+
+def _shared_subject(a: Entry, b: Entry) -> frozenset[str]:
+    """Keys that all runs of both say their comparison is about; empty where they say nothing."""
+    stated = [
+        frozenset(run.protocol_values.get(SUBJECT_ROW, "").split()) for entry in (a, b) for run in entry.runs.values()
+    ]
+    return frozenset.intersection(*stated)
 
 
 def _claim_pairs(entries: list[Entry], owns: list[Entry]) -> list[Pair]:

@@ -148,6 +148,7 @@ def _latency_rows(run: PublishedRun) -> list[dict[str, Any]]:
                 "latency_ms_p50": p50,
                 "latency_ms_p95": p95,
                 "items_per_s": size / p50 * 1000 if p50 else 0.0,
+                "frames_per_s": None,
                 "first_batch_share": run.first_batch_share if size == run.batches[0].num_items else None,
             }
         )

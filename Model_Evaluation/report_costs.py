@@ -34,6 +34,7 @@ _LATENCIES = [
     Field("p50, ms", "latency_ms_p50", "measure"),
     Field("p95, ms", "latency_ms_p95", "measure"),
     Field("Items a second", "items_per_s", "measure"),
+    Field("Frames a second", "frames_per_s", "measure"),
     Field("First batch's share, %", "first_batch_share", "percent"),
 ]
 _WAYS = [

@@ -9,6 +9,7 @@ import pandas as pd
 from Model_Evaluation.discordant_sheets import SHEET_FAMILIES, sheet_name
 from Model_Evaluation.entries import over_seeds, own_entry_ids
 from Model_Evaluation.figures import difference_name, mean_shares, pairs_with_figures, safe_name
+from Model_Evaluation.figures_classes import describe_distribution
 from Model_Evaluation.report_costs import cost_parts, end_to_end_parts, entry_means
 from Model_Evaluation.report_method import glossary_parts, method_parts
 from Model_Evaluation.report_page import (
@@ -57,7 +58,11 @@ def all_sections(given: dict[str, pd.DataFrame], pictures: Pictures) -> list[tup
         "Classes": _classes(given, pictures),
         "Confusion": _confusion(given, pictures),
         "Where they disagree": [],
-        "Where the networks look": _described(pictures, "grad_cam_*", "Grad-CAM: brighter is more evidence"),
+        "Sample predictions": _described(pictures, "samples_*", "Sample predictions"),
+        "Where the networks look": [
+            *_described(pictures, "grad_cam_*", "Grad-CAM: brighter is more evidence"),
+            *_described(pictures, "attention_*", "Attention roll-out: the answer was gathered from brighter places"),
+        ],
         "Training": _described(pictures, "curves_*", "Training curves"),
         "How this was measured": method_parts(given),
         "Glossary": glossary_parts(),
@@ -115,7 +120,10 @@ def _classes(given: dict[str, pd.DataFrame], pictures: Pictures) -> list[str]:
     means = own.astype(dict.fromkeys(numbers, "float64")).groupby(names, sort=False)[numbers].mean().reset_index()
     ends = [f"{entry_id}: {_range_of(part)}" for entry_id, part in means.groupby("entry_id", sort=False)]
     caption = "Recall of each class, averaged over seeds, with the mean of the seeds' 95 % intervals (Wilson)."
-    parts = [pictures.html("per_class_recall", f"Recall by class. {'; '.join(ends)}.", caption)]
+    parts = [
+        pictures.html("per_class_recall", f"Recall by class. {'; '.join(ends)}.", caption),
+        pictures.html("class_distribution", describe_distribution(rows), "Scored items of each class."),
+    ]
     if means["label"].nunique() <= _MOST_CLASSES:
         ordered = means.sort_values("label", kind="stable").to_dict("records")
         table = table_html("Classes, entries on their own kind of input, averaged over seeds", _CLASSES, ordered)

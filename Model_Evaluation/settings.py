@@ -198,11 +198,25 @@ class EndToEndSettings(LatencySettings):
     repetitions: PositiveInt = 5
 
 
+class PictureSettings(Settings):
+    """Section `pictures`: sheets of what the networks saw, answered and looked at, one or two a model.
+
+    Attributes:
+        num_items: on a sheet, half of them wrong and half right where there are so many; 0 draws none.
+        seed: another one shows other items.
+    """
+
+    num_items: NonNegativeInt = 8
+    seed: NonNegativeInt = 0
+
+
 class EvaluationSettings(Settings):
     """`evaluate.py`: the published form (`model2d`, `model3d`, both scored on the clips) or a list of `models`.
 
     Attributes:
         num_classes: None takes it from the index.
+        subject: keys of the training, e.g. `sampling`, that the models are to be compared in: runs that differ in
+            nothing else are a matched pair.
         output_dir: where the tables and figures are written.
     """
 
@@ -211,9 +225,11 @@ class EvaluationSettings(Settings):
     model3d: PublishedModel | None = None
     data: DataSettings
     num_classes: PositiveInt | None = None
+    subject: tuple[Annotated[str, Field(pattern=r"^\S+$")], ...] = ()
     output_dir: Path = Path("Model_Evaluation/evaluation_results/run")
     latency: LatencySettings = LatencySettings()
     end_to_end: EndToEndSettings | None = None
+    pictures: PictureSettings = PictureSettings()
     precision: Precision = "fp32"
     device: Device = "auto"
     overwrite: bool = False

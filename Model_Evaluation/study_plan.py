@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,9 +10,9 @@ from typing import Any
 from Baseline_VGG.settings import BaselineSettings
 from Data_Augmentation_SVD.settings import GenerationSettings
 from Inflated_3D_VGG.settings import InflatedSettings
-from Model_Evaluation.arms import ARMS, SUBJECT_KEYS, Arm
+from Model_Evaluation.arms import ARMS, SUBJECT_KEYS, Arm, is_subject
 from Model_Evaluation.settings import InputKind, parse_input
-from Model_Evaluation.study_settings import ClipsSettings, StudySettings
+from Model_Evaluation.study_settings import ArmsSettings, ClipsSettings, StudySettings
 from utils.config import build_settings, merge, read_yaml
 from utils.errors import InputError
 from utils.settings import TrainingSettings
@@ -143,13 +143,19 @@ def require_equal_protocols(runs: list[PlannedRun]) -> None:
             )
 
 
-def differences_of(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
-    """Protocol values that two runs should share and do not: (key, value, other value)."""
-    shared = [key for key in one if key in other and key not in SUBJECT_KEYS]
+def differences_of(
+    one: Mapping[str, Any], other: Mapping[str, Any], subject: Collection[str] = SUBJECT_KEYS
+) -> list[tuple[str, Any, Any]]:
+    """Protocol values that two runs should share and do not: (key, value, other value).
+
+    Args:
+        subject: keys that the runs' arms are about.
+    """
+    shared = [key for key in one if key in other and not is_subject(key, subject)]
     return [(key, one[key], other[key]) for key in shared if one[key] != other[key]]
 
 
-def is_trained(run_id: str, study: StudySettings) -> bool:
+def is_trained(run_id: str, study: ArmsSettings) -> bool:
     """Whether a run's training is done."""
     folder = study.output_dir / "runs" / run_id
     return (folder / DONE_FILE).exists() and (folder / BEST_FILE).exists()

@@ -8,25 +8,29 @@ from __future__ import annotations
 
 import errno
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 from Baseline_VGG.training import run_training as train_baseline
 from Inflated_3D_VGG.training import run_training as train_inflated
 from Model_Evaluation.settings import EvaluationSettings
 from Model_Evaluation.study_journal import ArmsFailed, Journal, describe_shortfalls
 from Model_Evaluation.study_plan import ClipSet, PlannedRun, is_trained, plan_clips, plan_runs
-from Model_Evaluation.study_settings import StudySettings
+from Model_Evaluation.study_settings import ArmsSettings, StudySettings
 from Model_Evaluation.study_sources import require_all_sources, require_given_clips, share_hold_out
 from utils.config import build_settings
 from utils.errors import InputError
 from utils.runs import SettingsChanged, open_run, remove_owned
 from utils.sidecar import BEST_FILE
 from utils.training_run import drop_state
+from Video_Models.training import run_training as train_video
 
 log = logging.getLogger(__name__)
 RESULTS, MEASURED_FOLDER, JOURNAL = "results", "measured", "study.csv"
-_TRAINERS = {"baseline": train_baseline, "inflated": train_inflated}
+_TRAINERS = {"baseline": train_baseline, "inflated": train_inflated, "video": train_video}
+_SettingsOf = Callable[[PlannedRun, str, Any], EvaluationSettings]
+_Draw = Callable[[Any, dict[str, Any], Path, int], None]
 
 
 def run_study(study: StudySettings) -> Path | None:
@@ -54,13 +58,12 @@ def run_study(study: StudySettings) -> Path | None:
     share_hold_out(study, runs, clips, missing)
 
     # 3. Train and score, arm by arm.
-    scored = {run: _finish(run, study, missing, journal) for run in runs}
-    if not any(scored.values()):
-        lines = "\n".join(f"  {line}" for line in describe_shortfalls(journal.shortfalls()))
-        raise InputError(f"no arm could be scored ({journal.path}):\n{lines}")
+    scored = finish_runs(runs, study, journal, scoring_settings, missing)
 
     # 4. Everything that follows.
-    results = write_results(study, scored)
+    from Model_Evaluation.study_pictures import draw_pictures
+
+    results = write_results(study, scored, draw_pictures)
     if shortfalls := journal.shortfalls():
         raise ArmsFailed(shortfalls, journal.path)
     return results
@@ -87,15 +90,41 @@ def make_clips(sets: Iterable[ClipSet]) -> dict[tuple[str, int], str]:
     return missing
 
 
+def finish_runs(
+    runs: list[PlannedRun],
+    study: ArmsSettings,
+    journal: Journal,
+    settings_of: _SettingsOf,
+    missing: Mapping[tuple[str, int], str],
+) -> dict[PlannedRun, list[EvaluationSettings]]:
+    """Train and score every run; returns how each was scored, nothing for those that have failed.
+
+    Args:
+        settings_of: what a run is scored with on one of its inputs, as `scoring_settings`.
+        missing: why clips could not be made, by kind and number of frames.
+
+    Raises:
+        InputError: no run could be scored.
+    """
+    scored = {run: _finish(run, study, missing, journal, settings_of) for run in runs}
+    if not any(scored.values()):
+        lines = "\n".join(f"  {line}" for line in describe_shortfalls(journal.shortfalls()))
+        raise InputError(f"no arm could be scored ({journal.path}):\n{lines}")
+    return scored
+
+
 def _finish(
-    run: PlannedRun, study: StudySettings, missing: Mapping[tuple[str, int], str], journal: Journal
+    run: PlannedRun,
+    study: ArmsSettings,
+    missing: Mapping[tuple[str, int], str],
+    journal: Journal,
+    settings_of: _SettingsOf,
 ) -> list[EvaluationSettings]:
-    """Train and score a run; returns how it was scored, nothing if it has failed."""
     try:
         if run.clip_set is not None and (reason := missing.get((run.clip_set.kind, run.clip_set.num_frames))):
             raise InputError(f"no {run.clip_set.kind} clips: {reason}")
         _train(run, study, journal)
-        scored, notes = _score(run, study, missing)
+        scored, notes = _score(run, study, missing, settings_of)
     except Exception as error:
         _raise_if_disk_full(error)
         first = journal.record(run, "failed", _reason(error))
@@ -108,7 +137,7 @@ def _finish(
     return scored
 
 
-def _train(run: PlannedRun, study: StudySettings, journal: Journal) -> None:
+def _train(run: PlannedRun, study: ArmsSettings, journal: Journal) -> None:
     if run.arm.trained_as is not None:
         if not is_trained(run.weights_of, study):
             raise InputError(f"{run.weights_of} is not trained: {journal.reason(run.weights_of)}")
@@ -128,7 +157,7 @@ def _train(run: PlannedRun, study: StudySettings, journal: Journal) -> None:
 
 
 def _score(
-    run: PlannedRun, study: StudySettings, missing: Mapping[tuple[str, int], str]
+    run: PlannedRun, study: ArmsSettings, missing: Mapping[tuple[str, int], str], settings_of: _SettingsOf
 ) -> tuple[list[EvaluationSettings], list[str]]:
     """Score a run on each of its inputs; returns how, and what could not be had.
 
@@ -146,7 +175,7 @@ def _score(
     for test in run.arm.tests:
         if test in lost:
             continue
-        settings = scoring_settings(run, test, study)
+        settings = settings_of(run, test, study)
         try:
             measure_models(settings)
         except InputError as error:
@@ -189,11 +218,16 @@ def _end_to_end(run: PlannedRun, study: StudySettings) -> dict[str, object] | No
     return given.model_dump(mode="json") | ({"generation": None} if is_recorded else {})
 
 
-def write_results(study: StudySettings, scored: Mapping[PlannedRun, list[EvaluationSettings]]) -> Path:
-    """All runs' measured tables in one folder, and everything that follows from them."""
+def write_results(study: ArmsSettings, scored: Mapping[PlannedRun, list[EvaluationSettings]], draw: _Draw) -> Path:
+    """All runs' measured tables in one folder, and everything that follows from them.
+
+    Args:
+        draw: pictures, from a `Gallery`, all tables by name, the folder of figures and the number of items on a sheet.
+    """
     from Model_Evaluation.derived import DONE_FILE, format_summary, write_derived
     from Model_Evaluation.evaluation import merge_measured
-    from Model_Evaluation.study_pictures import Gallery, copy_curves, draw_pictures
+    from Model_Evaluation.pictures import Gallery
+    from Model_Evaluation.study_pictures import copy_curves
 
     results = study.output_dir / RESULTS
     how = [settings for of_run in scored.values() for settings in of_run]
@@ -204,7 +238,7 @@ def write_results(study: StudySettings, scored: Mapping[PlannedRun, list[Evaluat
         copy_curves((study.output_dir / "runs" / run_id for run_id in shown), results / "figures")
         num_pictures = study.scoring.num_pictures
         gallery = Gallery(how)
-        write_derived(results, results, lambda tables, folder: draw_pictures(gallery, tables, folder, num_pictures))
+        write_derived(results, results, lambda tables, folder: draw(gallery, tables, folder, num_pictures))
     print(format_summary(results))
     return results
 

@@ -58,33 +58,18 @@ class ScoringSettings(Settings):
     num_pictures: NonNegativeInt = 12
 
 
-class StudySettings(Settings):
-    """`study.py`.
+class ArmsSettings(Settings):
+    """What every comparison of trained arms needs.
 
     Attributes:
-        output_dir: everything the study makes: clips, runs, results.
-        images_root: the image set.
-        clips: kinds of clips by name, of which the arms need `svd`, `static`, `camera_motion` and `svd_flat`.
-        arms: names (see `Model_Evaluation.arms`); `paper` is both of its networks.
+        output_dir: everything that is made: clips, runs, results.
         seeds: every arm is trained once with each.
-        num_frames: frames a clip; every arm that uses clips is trained once with each.
-        training: keys of both trainers. `baseline`, `inflated`: further keys of one. They may differ between the two
-            only in what an arm is about.
-        paper: keys of the paper's two networks, over its protocol.
         device: as in the trainers. `workers`: threads that decode.
         dry_run: print the plan and stop.
     """
 
     output_dir: Path
-    images_root: InputPath
-    clips: dict[str, ClipsSettings]
-    arms: Annotated[tuple[str, ...], Field(min_length=1)] = tuple(ARMS)
     seeds: Annotated[tuple[NonNegativeInt, ...], Field(min_length=1)] = (0, 1, 2)
-    num_frames: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (3,)
-    training: _Keys = Field(default_factory=dict)
-    baseline: _Keys = Field(default_factory=dict)
-    inflated: _Keys = Field(default_factory=dict)
-    paper: _Keys = Field(default_factory=dict)
     scoring: ScoringSettings = ScoringSettings()
     device: Device = "auto"
     workers: NonNegativeInt = 2
@@ -96,14 +81,44 @@ class StudySettings(Settings):
         return False
 
     @property
-    def base_frames(self) -> int:
-        """Frames of the clips that arms are scored on which are trained on none, and of the paper's networks."""
-        return min(self.num_frames)
-
-    @property
     def timed_seed(self) -> int:
         """The seed whose networks are timed from end to end and shown in pictures."""
         return min(self.seeds)
+
+    @field_validator("seeds", "num_frames", check_fields=False)
+    @classmethod
+    def _are_different(cls, values: tuple[int, ...]) -> tuple[int, ...]:
+        if len(set(values)) != len(values):
+            raise ValueError("a value is listed twice; keep one of them")
+        return values
+
+
+class StudySettings(ArmsSettings):
+    """`study.py`.
+
+    Attributes:
+        images_root: the image set.
+        clips: kinds of clips by name, of which the arms need `svd`, `static`, `camera_motion` and `svd_flat`.
+        arms: names (see `Model_Evaluation.arms`); `paper` is both of its networks.
+        num_frames: frames a clip; every arm that uses clips is trained once with each.
+        training: keys of both trainers. `baseline`, `inflated`: further keys of one. They may differ between the two
+            only in what an arm is about.
+        paper: keys of the paper's two networks, over its protocol.
+    """
+
+    images_root: InputPath
+    clips: dict[str, ClipsSettings]
+    arms: Annotated[tuple[str, ...], Field(min_length=1)] = tuple(ARMS)
+    num_frames: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (3,)
+    training: _Keys = Field(default_factory=dict)
+    baseline: _Keys = Field(default_factory=dict)
+    inflated: _Keys = Field(default_factory=dict)
+    paper: _Keys = Field(default_factory=dict)
+
+    @property
+    def base_frames(self) -> int:
+        """Frames of the clips that arms are scored on which are trained on none, and of the paper's networks."""
+        return min(self.num_frames)
 
     @field_validator("images_root")
     @classmethod
@@ -128,13 +143,6 @@ class StudySettings(Settings):
             raise ValueError(f"unknown arm {unknown[0]!r}; known: {', '.join(known)}")
         names = [name for arm in arms for name in (("paper_2d", "paper_3d") if arm == _PAPER else (arm,))]
         return tuple(dict.fromkeys(names))
-
-    @field_validator("seeds", "num_frames")
-    @classmethod
-    def _are_different(cls, values: tuple[int, ...]) -> tuple[int, ...]:
-        if len(set(values)) != len(values):
-            raise ValueError("a value is listed twice; keep one of them")
-        return values
 
     @model_validator(mode="after")
     def _has_its_clips(self) -> StudySettings:

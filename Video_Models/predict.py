@@ -111,12 +111,14 @@ def _parse_arguments() -> argparse.Namespace:
     parser.add_argument("--precision", choices=("fp32", "bf16", "fp16"), default="fp32")
     parser.add_argument("--batch-size", type=_count, default=8, metavar="N", help="videos at a time (default: 8)")
     arguments = parser.parse_intermixed_args()
-    _check_targets(parser, arguments.output, arguments.overlay)
+    _check_paths(parser, arguments.checkpoint, arguments.output, arguments.overlay)
     return arguments
 
 
-def _check_targets(parser: argparse.ArgumentParser, output: Path | None, overlay: Path | None) -> None:
+def _check_paths(parser: argparse.ArgumentParser, checkpoint: Path, output: Path | None, overlay: Path | None) -> None:
     """Before anything expensive; `--output a.mp4 b.mp4` must not write text over a video."""
+    if not checkpoint.is_file():
+        parser.error(f"--checkpoint: there is no checkpoint {checkpoint}; train the model first, or correct the path")
     if output is not None and output.suffix.lower() in {*VIDEO_SUFFIXES, ".safetensors"}:
         parser.error(f"--output: {output} would be text under the name of another kind of file; choose another name")
     if output is not None and output.is_dir():

@@ -302,6 +302,7 @@ LATENCY = Table(
         Column("batch_size", "int", minimum=1),
         Column("num_repetitions", "int", minimum=1),
         *(Column(name, "float", minimum=0) for name in ("latency_ms_p50", "latency_ms_p95", "items_per_s")),
+        Column("frames_per_s", "float", nullable=True, minimum=0),
         Column("first_batch_share", "float", nullable=True, minimum=0),
     ),
     unique=("run_id", "batch_size"),

@@ -6,12 +6,15 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tiny_transformers import build_tiny
 from torch import nn
 
 from Baseline_VGG.vgg_baseline import build_vgg11
 from Inflated_3D_VGG.vgg_inflated import build_vgg11_3d
 from Model_Evaluation.grad_cam import compute_grad_cam, overlay_maps, write_grad_cam
+from Model_Evaluation.models import OneTask
 from utils.frames_as_batch import has_frames_as_batch, use_clips
+from Video_Models.models import VideoClassifier, build_video_classifier
 
 
 class TinyNet(nn.Module):
@@ -41,6 +44,38 @@ class OneFrameNet(nn.Module):
         half = torch.zeros_like(clip)
         half[..., : clip.shape[-1] // 2] = clip[..., : clip.shape[-1] // 2]
         return self.head(self.conv(half)[:, :, 1].mean(dim=(2, 3)))
+
+
+_LAYERS = {"layers": [1, 1, 1, 1]}
+_VIT = {"embed_dim": 16, "depths": [1, 2], "num_heads": [1, 2], "stochastic_depth_prob": 0.0}
+CONFIGS = {
+    "i3d": {"width_multiplier": 0.125},
+    "resnet18_3d": _LAYERS,
+    "resnet50_3d": _LAYERS,
+    "c3d": {"width_multiplier": 0.125, "dropout": 0.0},
+    "resnet18": _LAYERS,
+    "r3d_18": _LAYERS,
+    "r2plus1d_18": _LAYERS,
+    "mvit_v2_s": _VIT,
+    "swin3d_t": _VIT,
+    "s3d": {},
+}
+SIDE = 64
+
+
+def build_clips(family: str, num_frames: int = 3, **options) -> VideoClassifier:
+    torch.manual_seed(0)
+    options = {"family": family, "num_frames": num_frames, "image_size": SIDE, "config": CONFIGS[family]} | options
+    model = build_video_classifier(3, **options)
+    torch.manual_seed(1)
+    for layer in [*model.head.modules(), *getattr(model.backbone, "classifier", nn.Module()).modules()]:
+        if isinstance(layer, nn.Linear):
+            nn.init.uniform_(layer.weight, 0, 0.1)  # something speaks for every class
+    return model.eval()
+
+
+def clips_of(num_frames: int, num_items: int = 2) -> torch.Tensor:
+    return torch.randn(num_items, 3, num_frames, SIDE, SIDE, generator=torch.Generator().manual_seed(7))
 
 
 @pytest.fixture(scope="module")
@@ -138,6 +173,93 @@ def test_the_model_is_left_as_it_was(vgg_3d):
 def test_a_network_without_convolution_is_refused():
     with pytest.raises(ValueError, match="Linear has no convolution"):
         compute_grad_cam(nn.Linear(3, 2), torch.rand(1, 3), torch.tensor([0]))
+
+
+@pytest.mark.parametrize("num_frames", [3, pytest.param(5, marks=pytest.mark.exhaustive)])
+@pytest.mark.parametrize("family", CONFIGS)
+def test_every_clip_classifier_with_places_has_maps_of_each_item(family, num_frames):
+    model, clips, labels = build_clips(family, num_frames), clips_of(num_frames), torch.tensor([2, 0])
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    maps = compute_grad_cam(model, clips, labels)
+    assert maps.shape == (2, num_frames, SIDE, SIDE) and maps.dtype == torch.float32
+    assert maps.min() >= 0
+    assert maps.amax(dim=(1, 2, 3)).tolist() == [1.0, 1.0]
+    assert maps.flatten(1).std(dim=1).min() > 1e-3, "a flat map would show nothing"
+    for item in range(2):
+        alone = compute_grad_cam(model, clips[item : item + 1], labels[item : item + 1])
+        torch.testing.assert_close(maps[item : item + 1], alone, atol=1e-3, rtol=0)
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+
+
+@pytest.mark.parametrize(
+    ("family", "block"), [("i3d", "inception5b"), ("r3d_18", "layer4.0"), ("swin3d_t", "features")]
+)
+def test_maps_are_of_what_leaves_the_last_block(family, block):
+    """Of all branches and after the residual, not of the convolution that stands last in the code."""
+    model, clips, labels = build_clips(family, 4), clips_of(4), torch.tensor([1, 2])
+    kept = []
+    handle = model.backbone.network.get_submodule(block).register_forward_hook(lambda _m, _i, out: kept.append(out))
+    logits = model(clips)
+    handle.remove()
+    (gradients,) = torch.autograd.grad(logits[torch.arange(2), labels].sum(), kept)
+    features = kept[0].detach()
+    if family == "swin3d_t":
+        features, gradients = (tensor.permute(0, 4, 1, 2, 3) for tensor in (features, gradients))
+    maps = (features * gradients.mean(dim=(3, 4), keepdim=True)).sum(dim=1).clamp(min=0)
+    maps = nn.functional.interpolate(maps[:, None], (4, SIDE, SIDE), mode="trilinear", align_corners=False)[:, 0]
+    expected = maps / maps.amax(dim=(1, 2, 3), keepdim=True)
+    torch.testing.assert_close(compute_grad_cam(model, clips, labels), expected, atol=1e-5, rtol=0)
+
+
+def test_frames_of_a_bag_have_their_own_maps_in_their_order():
+    model, clips, labels = build_clips("resnet18"), clips_of(3), torch.tensor([0, 1])
+    maps, order = compute_grad_cam(model, clips, labels), [2, 0, 1]
+    torch.testing.assert_close(compute_grad_cam(model, clips[:, :, order], labels), maps[:, order], atol=1e-4, rtol=0)
+    assert (maps[:, 0] - maps[:, 1]).abs().max() > 0.01
+
+
+def test_fewer_time_steps_than_frames_are_interpolated():
+    """C3D pools 3 frames to one step: one map for all; Swin's two steps of 4 frames meet half-way."""
+    maps = compute_grad_cam(build_clips("c3d"), clips_of(3), torch.tensor([0, 1]))
+    assert torch.equal(maps[:, 0], maps[:, 1]) and torch.equal(maps[:, 0], maps[:, 2])
+    maps = compute_grad_cam(build_clips("swin3d_t", 4), clips_of(4), torch.tensor([0, 1]))
+    torch.testing.assert_close(maps[:, 1], 0.75 * maps[:, 0] + 0.25 * maps[:, 3])
+
+
+def test_a_frame_that_is_repeated_has_the_mean_of_its_repetitions():
+    """A network built for 3 frames that sees more of them, against one that is given these as they are."""
+    model = build_clips("s3d")
+    index = model.frame_index
+    assert len(index) > 3
+    whole = build_clips("s3d", len(index))
+    whole.load_state_dict(model.state_dict())
+    clips, labels = clips_of(3), torch.tensor([1, 0])
+    of_all = compute_grad_cam(whole, clips[:, :, index], labels)
+    expected = torch.stack([of_all[:, index == frame].mean(dim=1) for frame in range(3)], dim=1)
+    expected /= expected.amax(dim=(1, 2, 3), keepdim=True)
+    torch.testing.assert_close(compute_grad_cam(model, clips, labels), expected, atol=1e-4, rtol=0)
+
+
+def test_lora_that_adds_nothing_yet_changes_no_map():
+    clips, labels = clips_of(3), torch.tensor([2, 1])
+    plain = compute_grad_cam(build_clips("r3d_18"), clips, labels)
+    adapted = build_clips("r3d_18", adaptation={"mode": "lora", "lora_rank": 2})
+    torch.testing.assert_close(compute_grad_cam(adapted, clips, labels), plain, atol=1e-5, rtol=0)
+
+
+def test_one_task_of_several_is_explained_by_its_own_logits():
+    tasks = {"grainy": 2, "scene": 3}
+    model = build_clips("r3d_18", tasks=tasks, adapter_width=4)
+    clips = clips_of(3)
+    of_task = compute_grad_cam(OneTask(model, tasks, "scene"), clips, torch.tensor([1, 2]))
+    assert torch.equal(of_task, compute_grad_cam(model, clips, torch.tensor([3, 4])))
+
+
+def test_a_transformer_without_convolutional_blocks_is_refused():
+    model = build_tiny("videomae")
+    with pytest.raises(ValueError, match="has no convolution whose output Grad-CAM could weight"):
+        compute_grad_cam(model, torch.randn(1, 3, 4, 16, 16), torch.tensor([0]))
 
 
 def test_overlay_leaves_pixels_alone_where_the_map_is_zero():
