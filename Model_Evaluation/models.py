@@ -79,15 +79,6 @@ def describe_input(model_type: str, checkpoint: Path, data: DataSettings) -> Inp
     return InputFormat(*size, _sampling_of(values, data), tasks)
 
 
-def builder_of(model_type: str) -> Callable[..., nn.Module]:
-    """What builds networks of this type; transformers and peft are imported for `video` alone."""
-    if model_type != "video":
-        return PAPER_BUILDERS[model_type]
-    from Video_Models.models import build_video_classifier
-
-    return build_video_classifier
-
-
 def load_model(model_type: str, checkpoint: Path, task: str | None = None) -> tuple[nn.Module, ModelDescription | None]:
     """Build the network that a checkpoint was made by, in eval mode, with its weights.
 
@@ -97,15 +88,18 @@ def load_model(model_type: str, checkpoint: Path, task: str | None = None) -> tu
     Raises:
         InputError: not a checkpoint of this type.
     """
+    if model_type == "video":
+        from Video_Models.loading import load_video_classifier  # transformers and peft take seconds to import
+
+        model, described = load_video_classifier(checkpoint)
+        return (model if task is None else OneTask(model, described.options["tasks"], task)).eval(), described
     state_dict, described = read_weights(checkpoint)
-    builder = builder_of(model_type)
+    builder = PAPER_BUILDERS[model_type]
     options = _options_of(state_dict, described, checkpoint)
     if unknown := sorted(options.keys() - inspect.signature(builder).parameters.keys()):
         raise InputError(f"{checkpoint}: its description has the unknown option {unknown[0]!r}; train again")
     model = builder(**options)
     load_state(model, state_dict, checkpoint)
-    if task is not None:
-        model = OneTask(model, options["tasks"], task)
     return model.eval(), described
 
 

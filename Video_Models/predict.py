@@ -98,8 +98,11 @@ def plan_overlays(videos: Sequence[Path], folder: Path) -> dict[Path, Path]:
 
 
 def _parse_arguments() -> argparse.Namespace:
-    purpose, _, details = (__doc__ or "").strip().split("\n\n")
-    parser = argparse.ArgumentParser(prog="python -m Video_Models.predict", description=f"{purpose} {details}")
+    parser = argparse.ArgumentParser(
+        prog="python -m Video_Models.predict",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("videos", nargs="*", type=Path, help=f"files, or folders that are searched for {_ENDINGS}")
     parser.add_argument("--checkpoint", type=Path, required=True, help="model_best.safetensors of a network of clips")
     parser.add_argument("--list", type=Path, metavar="FILE", help="text file with a video or folder a line")
@@ -111,20 +114,20 @@ def _parse_arguments() -> argparse.Namespace:
     parser.add_argument("--precision", choices=("fp32", "bf16", "fp16"), default="fp32")
     parser.add_argument("--batch-size", type=_count, default=8, metavar="N", help="videos at a time (default: 8)")
     arguments = parser.parse_intermixed_args()
-    _check_paths(parser, arguments.checkpoint, arguments.output, arguments.overlay)
+    _check_paths(arguments.checkpoint, arguments.output, arguments.overlay)
     return arguments
 
 
-def _check_paths(parser: argparse.ArgumentParser, checkpoint: Path, output: Path | None, overlay: Path | None) -> None:
+def _check_paths(checkpoint: Path, output: Path | None, overlay: Path | None) -> None:
     """Before anything expensive; `--output a.mp4 b.mp4` must not write text over a video."""
     if not checkpoint.is_file():
-        parser.error(f"--checkpoint: there is no checkpoint {checkpoint}; train the model first, or correct the path")
+        raise InputError(f"--checkpoint: there is no checkpoint {checkpoint}; train the model, or correct the path")
     if output is not None and output.suffix.lower() in {*VIDEO_SUFFIXES, ".safetensors"}:
-        parser.error(f"--output: {output} would be text under the name of another kind of file; choose another name")
+        raise InputError(f"--output: {output} would be text under the name of another kind of file; choose another")
     if output is not None and output.is_dir():
-        parser.error(f"--output: {output} is a folder; name a file")
+        raise InputError(f"--output: {output} is a folder; name a file")
     if overlay is not None and overlay.exists() and not overlay.is_dir():
-        parser.error(f"--overlay: {overlay} is a file; name a folder")
+        raise InputError(f"--overlay: {overlay} is a file; name a folder")
 
 
 def _count(text: str) -> int:
