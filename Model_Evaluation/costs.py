@@ -9,7 +9,6 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from Inflated_3D_VGG.vgg_inflated import TemporalReplicateConv3d
 from Model_Evaluation.models import MODEL_NAMES, PAPER_BUILDERS, describe_input, load_model
 from Model_Evaluation.settings import CostSettings, DataSettings
 from utils.checkpoints import read_description
@@ -68,11 +67,17 @@ def count_nominal_macs(model: nn.Module, input_shape: tuple[int, ...]) -> int:
             print_per_layer_stat=False,
             verbose=False,
             backend="pytorch",
-            custom_modules_hooks={TemporalReplicateConv3d: conv_flops_counter_hook},
+            custom_modules_hooks=dict.fromkeys(_conv_subclasses(model), conv_flops_counter_hook),
         )
     if macs is None:
         raise RuntimeError(f"ptflops could not run {type(model).__name__} on an input of shape {input_shape}")
     return int(macs)
+
+
+def _conv_subclasses(model: nn.Module) -> set[type]:
+    """Kinds of convolutions that ptflops, which goes by the exact type, would leave out."""
+    known = (nn.Conv2d, nn.Conv3d)
+    return {type(module) for module in model.modules() if isinstance(module, known)} - set(known)
 
 
 def has_attention(model: nn.Module) -> bool:

@@ -32,7 +32,7 @@ from Model_Evaluation.derived import (
     write_derived,
 )
 from Model_Evaluation.end_to_end import Deployment, measure_end_to_end, read_generation
-from Model_Evaluation.inputs import PAPER_GEOMETRY, SPLIT, TestData, build_test_data
+from Model_Evaluation.inputs import PAPER_GEOMETRY, TestData, build_test_data
 from Model_Evaluation.latency import LatencyGuard, latency_rows, measure_latency, measure_peak
 from Model_Evaluation.models import (
     InputFormat,
@@ -65,7 +65,8 @@ MEASURED_FILES = tuple(f"{name}.csv" for name in MEASURED)
 # Where the inputs are; what they are is compared by content.
 _PATH_KEYS = (
     *("data.root", "data.val_csv", "data.clips_root", "data.images_root", "data.wnids_file", "data.cache_dir"),
-    *("models.*.checkpoint", "models.*.root", "models.*.val_csv", "model2d.checkpoint", "model3d.checkpoint"),
+    *("models.*.checkpoint", "models.*.root", "models.*.val_csv", "models.*.clips_root"),
+    *("model2d.checkpoint", "model3d.checkpoint"),
 )
 
 
@@ -128,11 +129,12 @@ def _open_run(settings: EvaluationSettings) -> Run:
     data = settings.data
     inputs = {f"checkpoint of {model.name}": model.checkpoint for model in settings.scored_models}
     if data.root is not None:
-        inputs["clip index"] = locate_clip_index(data.root, data.val_csv, SPLIT, data.clips_root)[0]
+        inputs["clip index"] = locate_clip_index(data.root, data.index_csv, data.split, data.clips_root)[0]
     for model in settings.scored_models:
         if model.root is not None:
             own = model.data(data)
-            inputs[f"clip index of {model.name}"] = locate_clip_index(own.root, own.val_csv, SPLIT)[0]
+            place = locate_clip_index(own.root, own.index_csv, own.split, own.clips_root)
+            inputs[f"clip index of {model.name}"] = place[0]
     if data.images_root is not None:
         inputs |= image_set_inputs(data.images_root, data.wnids_file)
     return open_run(settings, owned=(*OWNED_FILES, _PARTS), inputs=inputs, free_keys=_PATH_KEYS)
@@ -191,8 +193,9 @@ def score_model(job: _Job, settings: EvaluationSettings, recipe: Recipe) -> dict
     task = settings.data.task
     network, described = load_model(job.model.type, job.model.checkpoint, task)
     network.to(recipe.device)
-    names = {"arm": job.model.arm, "task": task, "test_input": test.name, "split": SPLIT, "run_id": run_id}
-    columns = run_columns(described, job.model.type, num_frames=test.frames_there, **names)
+    names = {"arm": job.model.arm, "task": task, "test_input": test.name, "run_id": run_id}
+    names |= {"split": settings.data.split, "num_frames": test.frames_there}
+    columns = run_columns(described, job.model.type, **names)
     classes = named_classes(test.index.classes, described)
     pixels = test.open(settings.data.cache_dir, settings.data.workers)
     classifier = _build_classifier(network, job, recipe)
@@ -317,7 +320,7 @@ def _time_inference(
             guard=guard,
             still_geometry=PAPER_GEOMETRY if job.model.kind.base == "original_paper_geometry" else None,
         )
-        paths = read_image_set(settings.data.images_root, SPLIT, settings.data.wnids_file).paths
+        paths = read_image_set(settings.data.images_root, settings.data.split, settings.data.wnids_file).paths
         options = settings.end_to_end.model_dump(exclude={"generation"})
         names = {"run_id": run_id, "precision": settings.precision}
         tables["end_to_end_times"] = measure_end_to_end(deployment, paths, **names, **options)

@@ -23,7 +23,6 @@ from utils.pixels import Pixels
 from utils.sources import Files, clip_files, image_files, video_files
 from utils.task_labels import TaskLabels, select_task
 
-SPLIT = "val"
 # The paper's way from an image to a frame, but for the generator between the two (paper, section 3.2).
 PAPER_GEOMETRY = Geometry(height=576, width=1024, fit="stretch", output="centre_crop", frame_size=224)
 
@@ -106,7 +105,7 @@ def shuffle_frames(item_id: str, num_frames: int) -> np.ndarray:
 
 
 def _still_files(base: str, data: DataSettings, form: InputFormat, num_classes: int | None) -> Files:
-    index = read_image_set(data.images_root, SPLIT, data.wnids_file, num_classes=num_classes)
+    index = read_image_set(data.images_root, data.split, data.wnids_file, num_classes=num_classes)
     size = form.image_size
     if base == "original":
         return image_files(index, size)
@@ -121,7 +120,7 @@ def _still_files(base: str, data: DataSettings, form: InputFormat, num_classes: 
 
 
 def _clip_files(data: DataSettings, form: InputFormat, num_classes: int | None) -> Files:
-    index_path, clips_root = locate_clip_index(data.root, data.val_csv, SPLIT, data.clips_root)
+    index_path, clips_root = locate_clip_index(data.root, data.index_csv, data.split, data.clips_root)
     wanted = None if form.sampling else form.num_frames or data.num_frames
     index = read_clip_index(index_path, clips_root, num_classes=None if data.task else num_classes, num_frames=wanted)
     if data.task is not None:

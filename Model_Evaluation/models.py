@@ -210,7 +210,7 @@ def _sampling_of(values: dict[str, Any], data: DataSettings) -> FrameSampling | 
     recorded = FrameSampling(**values["sampling"])
     if data.frame_sampling is None:
         return recorded
-    return FrameSampling(num_frames=recorded.num_frames, **data.frame_sampling.model_dump())
+    return data.frame_sampling.of(recorded.num_frames)
 
 
 def _as_text(value: Any) -> str:

@@ -87,7 +87,7 @@ class ScoredModel(PublishedModel):
             clips) and `tta:N:BASE`. A network of clips sees a picture repeated; one of images sees frames one by one,
             and its answers are averaged.
         arm: what the model stands for in a comparison; None derives it from the checkpoint.
-        root, val_csv: other clips than those of section `data`.
+        root, val_csv, clips_root: other clips than those of section `data`.
     """
 
     name: _RunId
@@ -95,6 +95,7 @@ class ScoredModel(PublishedModel):
     arm: _RunId | None = None
     root: InputPath | None = None
     val_csv: Path | None = None
+    clips_root: InputPath | None = None
 
     @field_validator("input", mode="before")
     @classmethod
@@ -116,9 +117,9 @@ class ScoredModel(PublishedModel):
 
     def data(self, common: DataSettings) -> DataSettings:
         """Its own clips, where it has some, else the common ones."""
-        own = {key: value for key in ("root", "val_csv") if (value := getattr(self, key)) is not None}
+        own = {key: value for key in ("root", "val_csv", "clips_root") if (value := getattr(self, key)) is not None}
         if self.root is not None:
-            own["clips_root"] = None  # it belongs to the common root
+            own.setdefault("clips_root", None)  # the common one belongs to the common root
         return common.model_copy(update=own)
 
 
@@ -138,7 +139,9 @@ class DataSettings(Settings):
     """What the models are scored on.
 
     Attributes:
-        root, val_csv: the folder of the clips and their index; needed for every input made of clips.
+        split: what is scored, by its name in every table: `val`, or `test` where there is one.
+        root, val_csv: the folder of the clips and their index; needed for every input made of clips. Without `val_csv`
+            it is the split's, `val.csv` or `test.csv`.
         clips_root: the folder that the index's paths are relative to; null is `root/val` where it exists, else `root`.
         task: of an index with labels of several, the one to score.
         frame_sampling: of networks of type `video`: which frames of a video are looked at; null takes the training's.
@@ -149,7 +152,8 @@ class DataSettings(Settings):
     """
 
     root: InputPath | None = None
-    val_csv: Path = Path("val.csv")
+    val_csv: Path | None = None
+    split: Literal["val", "test"] = "val"
     clips_root: InputPath | None = None
     task: str | None = None
     frame_sampling: SamplingSettings | None = None
@@ -162,6 +166,21 @@ class DataSettings(Settings):
     num_frames: Annotated[PositiveInt | None, Field(validation_alias=AliasChoices("num_frames", "time_dim"))] = None
     image_size: ImageSize | None = None
     cache_dir: Path | None = None
+
+    @property
+    def index_csv(self) -> Path:
+        """The index of the clips, below `root` or as a path."""
+        return self.val_csv or Path(f"{self.split}.csv")
+
+    @model_validator(mode="after")
+    def _is_the_split_it_says(self) -> DataSettings:
+        other = self.index_csv.stem
+        if other in {"train", "val", "test"} - {self.split}:
+            remedy = f"set split: {other}" if other != "train" else "score another split"
+            raise ValueError(
+                f"val_csv: {self.index_csv} is of split {other}, but tables would say {self.split}; {remedy}"
+            )
+        return self
 
     @field_validator("images_root")
     @classmethod
@@ -247,6 +266,7 @@ class EvaluationSettings(Settings):
                 arm=None,
                 root=None,
                 val_csv=None,
+                clips_root=None,
             )
             for name, model in published.items()
             if model is not None
@@ -264,6 +284,8 @@ class EvaluationSettings(Settings):
             problems.append("data.root is missing; give the folder of the clips")
         if self.data.images_root is None and any(model.kind.uses_images for model in models):
             problems.append("data.images_root is missing; give the image set for input 'original'")
+        if self.data.frame_sampling is not None and all(model.type != "video" for model in models):
+            problems.append("data.frame_sampling: belongs to networks of type video; drop the key")
         if self.data.images_root is None and self.end_to_end is not None:
             problems.append("data.images_root is missing; end_to_end begins with its images")
         if problems:

@@ -10,9 +10,12 @@ from pydantic import AliasChoices, Field, field_validator, model_validator
 
 from utils.config import InputPath, NonNegativeFloat, PositiveInt, Settings
 from utils.frame_sampling import FrameSampling
+from utils.hub import is_hub_id
 from utils.settings import TrainingSettings
 from Video_Models.registry import FAMILIES, PRETRAINED
 
+_NUM_CLIPS = 5
+_WEIGHT_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".tar")
 _BelowOne = Annotated[float, Field(ge=0, lt=1)]
 
 
@@ -24,20 +27,29 @@ class SamplingSettings(Settings):
             segment), `dense` (while training, one window of consecutive frames).
         frame_interval: of `dense`, frames from one frame of a window to the next; higher sees a longer time.
         num_clips: of `random`, candidates a segment; of `dense`, windows a video, all of which a test looks at. Higher
-            shows a network more of a long video and takes so many times the disk. `uniform` has 1.
+            shows a network more of a long video and takes so many times the disk. Null is 5; `uniform` has 1.
     """
 
     method: Literal["uniform", "random", "dense"] = "uniform"
     frame_interval: PositiveInt = 1
-    num_clips: PositiveInt = 1
+    num_clips: PositiveInt | None = None
 
     @model_validator(mode="after")
     def _is_one_method(self) -> SamplingSettings:
-        if self.method == "uniform" and self.num_clips > 1:
+        if self.method == "uniform" and self.num_clips not in (None, 1):
             raise ValueError("num_clips: uniform sampling has one clip a video; drop the key, or set method: dense")
         if self.method != "dense" and self.frame_interval > 1:
             raise ValueError("frame_interval: belongs to method: dense; drop the key, or set the method")
+        if self.method == "random" and self.num_clips == 1:
+            raise ValueError(
+                "num_clips: one candidate a segment leaves nothing to draw; raise it, or set method: uniform"
+            )
         return self
+
+    def of(self, num_frames: int) -> FrameSampling:
+        """The sampling of clips of so many frames."""
+        num_clips = self.num_clips or (1 if self.method == "uniform" else _NUM_CLIPS)
+        return FrameSampling(self.method, num_frames, self.frame_interval, num_clips)
 
 
 class AdaptationSettings(Settings):
@@ -58,6 +70,16 @@ class AdaptationSettings(Settings):
     lora_alpha: PositiveInt = 16
     lora_dropout: _BelowOne = 0.0
     lora_targets: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
+
+    @model_validator(mode="after")
+    def _has_no_key_of_another_mode(self) -> AdaptationSettings:
+        changed = {name for name, field in type(self).model_fields.items() if getattr(self, name) != field.default}
+        own = {"last_blocks": "num_blocks", "lora": "lora_"}.get(self.mode, "mode")
+        foreign = sorted(name for name in changed - {"mode"} if not name.startswith(own))
+        if foreign:
+            mode = "lora" if foreign[0].startswith("lora_") else "last_blocks"
+            raise ValueError(f"{', '.join(foreign)}: belongs to mode: {mode}; drop the key, or set the mode")
+        return self
 
 
 class MultiTaskSettings(Settings):
@@ -139,8 +161,8 @@ class VideoSettings(TrainingSettings):
     @classmethod
     def _weights_exist(cls, weights: str, info) -> str:
         is_named = weights in (PRETRAINED, "none") or not (info.context or {}).get("check_paths", True)
-        looks_like_hub_id = weights.count("/") == 1 and not weights.startswith((".", "/")) and "." not in weights[-12:]
-        if is_named or Path(weights).exists() or looks_like_hub_id:
+        looks_like_file = Path(weights).suffix in _WEIGHT_SUFFIXES
+        if is_named or Path(weights).exists() or (is_hub_id(weights) and not looks_like_file):
             return weights
         raise ValueError(
             f"{weights!r} is neither pretrained, none, a file, a folder, nor a hub's owner/name; correct it"
@@ -152,7 +174,7 @@ class VideoSettings(TrainingSettings):
         if self.weights == PRETRAINED and not family.pretrained:
             raise ValueError(f"weights: none are published for {self.family}; set weights: none, or name a file")
         family.check_config(self.config)
-        if not self.config:  # a configuration may change what the architecture can take; its own rules follow then
+        if not self.config and self.weights in (PRETRAINED, "none"):  # others may be of another architecture
             family.frame_rule.num_repeated(self.num_frames)
             family.size_rule.check(self.image_size)
         return self
@@ -165,4 +187,4 @@ class VideoSettings(TrainingSettings):
     @property
     def clip_sampling(self) -> FrameSampling:
         """Section `frame_sampling` with the number of frames."""
-        return FrameSampling(num_frames=self.num_frames, **self.frame_sampling.model_dump())
+        return self.frame_sampling.of(self.num_frames)

@@ -14,7 +14,7 @@ from utils.indices import ItemIndex, locate_clip_index, read_clip_splits
 from utils.task_labels import TaskLabels, read_task_labels, task_labels_path
 from utils.training_run import open_training_run
 from Video_Models.registry import FAMILIES, PRETRAINED
-from Video_Models.settings import VideoSettings
+from Video_Models.settings import MultiTaskSettings, VideoSettings
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +30,7 @@ def run_training(settings: VideoSettings) -> Path:
     with open_training_run(settings, _find_inputs(settings)) as run:
         if run.finished_weights is not None:
             return run.finished_weights
-        return run.train(_build_task(settings, *run.ranks.main_first(lambda: _read_data(settings))))
+        return run.train(run.ranks.main_first(lambda: _build_task(settings, *_read_data(settings))))
 
 
 def _find_inputs(settings: VideoSettings) -> dict[str, Path]:
@@ -65,8 +65,10 @@ def _read_data(settings: VideoSettings) -> tuple[ItemIndex, ItemIndex, TaskLabel
 
 def _require_known_weights(settings: VideoSettings, train: ItemIndex, tasks: TaskLabels | None) -> None:
     names = tasks.names if tasks else ()
+    if tasks is None and settings.multi_task != MultiTaskSettings():
+        raise InputError(f"multi_task: {train.index_path} has labels of one task only; drop the section")
     if unknown := sorted(settings.multi_task.weights.keys() - set(names)):
-        known = ", ".join(names) or "none, it has labels of one task only"
+        known = ", ".join(names)
         raise InputError(f"multi_task.weights: {train.index_path} has no task {unknown[0]!r}; known: {known}")
 
 

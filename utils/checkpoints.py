@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -133,16 +134,26 @@ def describe_start(weights: str) -> str:
     return named.get(weights) or f"checkpoint:{sha256_file(Path(weights))[:16]}"
 
 
-def require_start_classes(settings: TrainingSettings, classes: tuple[ClassInfo, ...], index_path: Path) -> None:
+def require_start_classes(
+    settings: TrainingSettings, classes: tuple[ClassInfo, ...], index_path: Path, form: Mapping[str, Any]
+) -> None:
     """Refuse to start from weights of as many, but other classes; another number only means a new head.
+
+    Args:
+        form: the run's, whose `tasks` are compared where both have several: their classes are only combinations.
 
     Raises:
         InputError: naming the first label that differs.
     """
     if not settings.starts_from_file or (source := read_description(Path(settings.weights))) is None:
         return
-    if len(source.classes) == len(classes):
+    ours, theirs = form.get("tasks", {}), source.input.get("tasks", {})
+    if not ours and not theirs and len(source.classes) == len(classes):
         require_same_classes(source.classes, settings.weights, classes, str(index_path))
+    for task in ours.keys() & theirs.keys():
+        sides = [tuple(ClassInfo(**one) for one in tasks[task]) for tasks in (theirs, ours)]
+        if len(sides[0]) == len(sides[1]):
+            require_same_classes(sides[0], f"task {task} of {settings.weights}", sides[1], str(index_path))
 
 
 def write_weights(path: Path, state_dict: StateDict, description: ModelDescription) -> None:

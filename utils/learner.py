@@ -118,9 +118,9 @@ class Learner:
         return DistributedDataParallel(model, **{_BUFFERS_KEY if _BUFFERS_KEY in known else "broadcast_buffers": False})
 
     def train_mode(self) -> None:
-        """Training mode, in which frozen norms keep their statistics, whoever has frozen them."""
+        """Training mode, in which parts that are frozen, by whomever, compute as in evaluation."""
         self.model.train()
-        keep_frozen_in_eval([*self._frozen, *_norms_with_frozen_weights(self.model)])
+        keep_frozen_in_eval([*self._frozen, *_frozen_parts(self.model)])
 
     def new_sums(self) -> torch.Tensor:
         """Zeros for a pass, on the device."""
@@ -229,11 +229,12 @@ def _freeze(model: nn.Module, num_layers: int) -> list[nn.Module]:
         raise InputError(f"freeze_layers: {error}") from None
 
 
-def _norms_with_frozen_weights(model: nn.Module) -> list[nn.Module]:
-    """Layers with running statistics whose own weights are all frozen; those without weights are never among them."""
-    norms = [module for module in model.modules() if getattr(module, "running_mean", None) is not None]
-    weights = {norm: list(norm.parameters(recurse=False)) for norm in norms}
-    return [norm for norm in norms if weights[norm] and not any(weight.requires_grad for weight in weights[norm])]
+def _frozen_parts(module: nn.Module) -> list[nn.Module]:
+    """The largest parts whose weights are all frozen, with the norms and dropouts in them; none of those without."""
+    weights = list(module.parameters())
+    if weights and not any(weight.requires_grad for weight in weights):
+        return [module]
+    return [part for child in module.children() for part in _frozen_parts(child)]
 
 
 def _choose_algorithms(model: nn.Module, settings: TrainingSettings, device: torch.device) -> None:

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 _OPTIMIZERS = ("adamw", "sgd")
+_NOT_DECAYED = "log_variances"  # of learned task weights
 _PLATEAU_THRESHOLD, _PLATEAU_EPS = 1e-4, 1e-8  # of torch's ReduceLROnPlateau: a better loss; the smallest change
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -60,8 +61,11 @@ def weight_layers(model: nn.Module) -> list[list[nn.Module]]:
     """The layers in order of definition, each the module that owns the kernel or matrix and the norms after it.
 
     A layer begins with a module whose `weight` has two dimensions or more: convolutions and linear layers, whatever
-    their class. What comes before the first one belongs to it.
+    their class. What comes before the first one belongs to it. A network with a method `weight_layers` says itself what
+    its layers are: a transformer's are its blocks.
     """
+    if hasattr(model, "weight_layers"):
+        return model.weight_layers()
     layers: list[list[nn.Module]] = [[]]
     has_begun = False
     for module in model.modules():
@@ -100,6 +104,18 @@ def keep_frozen_in_eval(modules: Iterable[nn.Module]) -> None:
 
 
 def _parameter_groups(model: nn.Module, lr: float, layer_lr_decay: float) -> list[dict]:
+    return [part for group in _layer_groups(model, lr, layer_lr_decay) for part in _without_decay(group, model)]
+
+
+def _without_decay(group: dict, model: nn.Module) -> list[dict]:
+    """A group and, by itself, what weight decay would pull away from its optimum (see `utils.objectives`)."""
+    apart = {p for name, p in model.named_parameters() if name.rpartition(".")[2] == _NOT_DECAYED}
+    kept, split = ([p for p in group["params"] if (p in apart) == is_apart] for is_apart in (False, True))
+    parts = [group | {"params": kept}, group | {"params": split, "weight_decay": 0.0}]
+    return [part for part in parts if part["params"]]
+
+
+def _layer_groups(model: nn.Module, lr: float, layer_lr_decay: float) -> list[dict]:
     if layer_lr_decay == 1:
         # One group in the order of model.parameters(): the state of an optimizer saved elsewhere fits.
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]

@@ -11,7 +11,7 @@ import platform
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping, Set
+from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from importlib import metadata
@@ -282,15 +282,34 @@ def _refuse_changes(
 
 
 def find_changes(config_path: Path, settings: Settings, free_keys: Set[str] = frozenset()) -> list[str]:
-    """How settings differ from a recorded config, as `key: old -> new`; keys that make no result are left out."""
+    """How settings differ from a recorded config, as `key: old -> new`; keys that make no result are left out.
+
+    A key that the record lacks, because an older version did not know it, is no change where it has its default.
+    """
     old = flatten(read_yaml(config_path))
     new = flatten(settings.model_dump(mode="json"))
     free = [*NOT_IDENTITY, *free_keys, *(f"*.{key}" for key in NOT_IDENTITY)]
+    unsaid = [pattern for key in _keys_at_default(settings) for pattern in (key, f"{key}.*")]
     return [
         f"{key}: {old.get(key, '(absent)')!r} -> {new.get(key, '(absent)')!r}"
         for key in sorted(old.keys() | new.keys())
-        if old.get(key) != new.get(key) and not any(fnmatchcase(key, pattern) for pattern in free)
+        if old.get(key) != new.get(key)
+        and not any(fnmatchcase(key, pattern) for pattern in free)
+        and not (key not in old and any(fnmatchcase(key, pattern) for pattern in unsaid))
     ]
+
+
+def _keys_at_default(settings: Settings, prefix: str = "") -> Iterator[str]:
+    """Keys as `flatten` names them, those of sections and listed sections, too."""
+    for name, info in type(settings).model_fields.items():
+        value, key = getattr(settings, name), f"{prefix}{name}"
+        if isinstance(value, Settings):
+            yield from _keys_at_default(value, f"{key}.")
+        elif isinstance(value, tuple) and any(isinstance(item, Settings) for item in value):
+            for number, item in enumerate(value):
+                yield from _keys_at_default(item, f"{key}.{number}.")
+        elif not info.is_required() and value == info.get_default(call_default_factory=True):
+            yield key
 
 
 def recorded_inputs(environment_path: Path) -> dict[str, str] | None:

@@ -98,7 +98,7 @@ def train_network(task: Task, settings: TrainingSettings, run: Run | None, ranks
     """
     # 1. Check, divide.
     classes = task.train.index.classes
-    require_start_classes(settings, classes, task.train.index.index_path)
+    require_start_classes(settings, classes, task.train.index.index_path, task.form)
     recipe = build_recipe(settings.device, settings.precision, one_each=True)
     division = ranks.main_first(lambda: divide(task, settings))
     require_labels_of_tasks(task, division)

@@ -118,3 +118,11 @@ def test_products_of_attention_are_counted():
     expected = tokens * width * 3 * 2 * 8 * 8 + 2 * layer + 5 * width
     assert count_executed_macs(model, (3, 3, 16, 16)) == expected
     assert count_nominal_macs(model, (3, 3, 16, 16)) == expected
+
+
+@pytest.mark.parametrize("family", ["r3d_18", "r2plus1d_18", "resnet18_3d", "c3d"])
+def test_nominal_counts_every_kind_of_convolution(family):
+    config = {"width_multiplier": 0.125} if family == "c3d" else {"layers": [1, 1, 1, 1]}
+    model = build_video_classifier(5, family=family, num_frames=3, image_size=64, config=config).eval()
+    executed = count_executed_macs(model, (3, 3, 64, 64))
+    assert count_nominal_macs(model, (3, 3, 64, 64)) == pytest.approx(executed, rel=0.05)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -136,7 +137,7 @@ def write_tasks(root: Path, per_class: int = 4) -> Path:
     return root
 
 
-def train(root: Path, output_dir: Path, **keys) -> None:
+def train(root: Path, output_dir: Path, weights: str = "none", **keys) -> None:
     from Video_Models.settings import VideoSettings
     from Video_Models.training import run_training
 
@@ -146,7 +147,7 @@ def train(root: Path, output_dir: Path, **keys) -> None:
         "output_dir": str(output_dir),
         "family": "resnet18",
         "config": {"layers": [1, 1, 1, 1]},
-        "weights": "none",
+        "weights": weights,
         "num_frames": 2,
         "image_size": SIZE,
         "batch_size": 8,
@@ -206,3 +207,37 @@ def test_a_task_that_is_not_there_is_refused(trained, tmp_path, task, message):
     with pytest.raises(InputError) as caught:
         evaluate(root, checkpoint, tmp_path / "results", task=task)
     assert str(caught.value) == message.format(checkpoint=checkpoint)
+
+
+def test_the_test_split_is_called_so(trained, tmp_path):
+    root, checkpoint = trained
+    copy = tmp_path / "videos"
+    shutil.copytree(root, copy)
+    for name in ("val", "val.csv", "val.tasks.csv"):
+        (copy / name).rename(copy / name.replace("val", "test", 1))
+    evaluate(copy, checkpoint, tmp_path / "results", task="light", split="test")
+    rows = read_table(tmp_path / "results" / "predictions.csv", PREDICTIONS)
+    assert set(rows["split"]) == {"test"}
+    assert set(rows["selection_split"]) == {"val"}
+
+
+def test_an_index_of_another_split_is_refused(videos):
+    with pytest.raises(
+        InputError, match="val_csv: test.csv is of split test, but tables would say val; set split: test"
+    ):
+        build_settings(DataSettings, {"root": str(videos), "val_csv": "test.csv"}, "evaluate.yaml")
+
+
+def test_a_start_from_other_tasks_is_a_new_head_and_from_other_classes_refused(trained, tmp_path):
+    root, checkpoint = trained
+    other = tmp_path / "videos"
+    shutil.copytree(root, other)
+    for split in ("train", "val"):
+        path = other / f"{split}.tasks.csv"
+        path.write_text(path.read_text().replace("clean", "noisy"))
+    with pytest.raises(InputError, match=r"label 0 is 'clean' \(clean\) in task grainy of .* and 'noisy' \(noisy\) in"):
+        train(other, tmp_path / "run", weights=str(checkpoint), epochs=1)
+    for split in ("train", "val"):
+        path = other / f"{split}.tasks.csv"
+        path.write_text(path.read_text().replace("grainy,", "grain,"))
+    assert run_in_child(train, other, tmp_path / "run", str(checkpoint)) == 0

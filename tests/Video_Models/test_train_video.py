@@ -14,7 +14,8 @@ from utils.artifacts import PREDICTIONS, UPDATES, read_table
 from utils.checkpoints import read_weights
 from utils.config import build_settings
 from utils.errors import InputError
-from Video_Models.training import build_network, builder_options
+from Video_Models.settings import VideoSettings
+from Video_Models.training import build_network, builder_options, run_training
 
 QUICK = ("videomae", "resnet18", "i3d")
 BEST = "model_best.safetensors"
@@ -113,8 +114,6 @@ def test_frozen_weights_do_not_move(clips, tmp_path):
 
 
 def test_settings_take_what_the_family_has_published(tmp_path):
-    from Video_Models.settings import VideoSettings
-
     raw = {"data_root": str(tmp_path), "family": "r3d_18"}
     settings = build_settings(VideoSettings, raw, "test")
     assert (settings.num_frames, settings.image_size) == (16, 112)
@@ -143,14 +142,24 @@ def test_settings_take_what_the_family_has_published(tmp_path):
             "frame_interval: belongs to method: dense; drop the key, or set the method",
         ),
         (
+            {"frame_sampling": {"method": "random", "num_clips": 1}},
+            "num_clips: one candidate a segment leaves nothing to draw; raise it, or set method: uniform",
+        ),
+        (
+            {"adaptation": {"mode": "last_blocks", "lora_rank": 4}},
+            "adaptation: lora_rank: belongs to mode: lora; drop the key, or set the mode",
+        ),
+        (
+            {"protocol": "paper", "family": "resnet18"},
+            "protocol: paper is of the networks baseline, inflated, not of video; set another",
+        ),
+        (
             {"multi_task": {"weights": {"a": 1}, "learn_weights": True}},
             "weights: are given, but learn_weights learns them; drop one of the two keys",
         ),
     ],
 )
 def test_settings_that_cannot_be_are_one_sentence(tmp_path, keys, message):
-    from Video_Models.settings import VideoSettings
-
     with pytest.raises(InputError) as caught:
         build_settings(VideoSettings, {"data_root": str(tmp_path)} | keys, "video.yaml")
     assert message in str(caught.value)
@@ -171,6 +180,27 @@ def test_settings_of_a_run_are_those_of_the_protocol(clips, tmp_path):
     settings = video_settings(clips, tmp_path, "videomae", protocol="matched", updates=4710, warmup_updates=200)
     assert settings.protocol_label == "custom", "the rate and the optimizer are not the protocol's"
     keys = {"protocol": "matched", "weights": "none", "data_root": str(clips), "num_frames": 3, "image_size": 32}
-    from Video_Models.settings import VideoSettings
-
     assert build_settings(VideoSettings, keys, "test").protocol_label == "matched"
+
+
+@pytest.mark.parametrize("method", ["random", "dense"])
+def test_by_default_there_is_something_to_draw(tmp_path, method):
+    raw = {"data_root": str(tmp_path), "weights": "none", "num_frames": 4, "frame_sampling": {"method": method}}
+    stored = build_settings(VideoSettings, raw, "test").clip_sampling.stored_frames(100)
+    assert len({tuple(clip) for clip in stored.tolist()}) == 5
+
+
+@pytest.mark.parametrize("weights", ["owner/model-v1.5", "owner/model"])
+def test_a_hub_id_may_have_a_dot(tmp_path, weights):
+    assert build_settings(VideoSettings, {"data_root": str(tmp_path), "weights": weights}, "test").weights == weights
+
+
+def test_the_size_of_other_weights_is_their_own(tmp_path):
+    (tmp_path / "weights.safetensors").write_bytes(b"")
+    raw = {"data_root": str(tmp_path), "weights": str(tmp_path / "weights.safetensors"), "image_size": 36}
+    assert build_settings(VideoSettings, raw, "test").image_size == 36
+
+
+def test_tasks_are_weighed_only_where_there_are_some(clips, tmp_path):
+    with pytest.raises(InputError, match=r"^multi_task: .*train.csv has labels of one task only; drop the section$"):
+        run_training(video_settings(clips, tmp_path / "run", "resnet18", multi_task={"learn_weights": True}))

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from small_training import NUM_CLASSES, tiny_batches, tiny_learner, tiny_network, tiny_settings
+from torch import nn
 from torch.nn import functional
 
 from utils.batches import Batches
@@ -195,6 +196,16 @@ def test_frozen_layers_keep_every_bit_statistics_included(num_layers):
     for name, tensor in weights(learner).items():
         is_frozen = name.split(".")[0].removesuffix("_norm") in frozen
         assert torch.equal(tensor, before[name]) == is_frozen, name
+
+
+def test_frozen_parts_drop_nothing():
+    network = tiny_network()
+    network.first = nn.Sequential(network.first, nn.Dropout(0.5)).requires_grad_(False)
+    network.hidden = nn.Sequential(network.hidden, nn.Dropout(0.5))
+    learner = Learner(network, NUM_CLASSES, tiny_settings(), build_recipe("cpu", "fp32"), Ranks())
+    learner.train_mode()
+    assert not learner.model.first[1].training
+    assert learner.model.hidden[1].training
 
 
 @pytest.mark.parametrize("frozen", ["first_norm", "second_norm", "everything"])

@@ -27,6 +27,7 @@ from utils.optimization import (
 )
 from utils.three_frame_conv import use_three_frame_convs
 from utils.weight_average import WeightAverage
+from Video_Models.models import build_video_classifier
 
 SGD = {"name": "sgd", "lr": 0.1, "momentum": 0.9, "weight_decay": 1e-3}
 ADAMW = {"name": "adamw", "lr": 0.1, "momentum": 0.8, "weight_decay": 1e-2, "beta2": 0.95}
@@ -453,3 +454,33 @@ def test_the_table_is_that_of_torchs_documentation():
     found = {name for name, layer in layers.items() if nondeterministic_on_cuda(nn.Sequential(layer))}
     assert len(names) > 30
     assert found - {"AdaptiveMaxPool3d"} == documented
+
+
+def tiny_video(family: str, config: dict, **options):
+    return build_video_classifier(3, family=family, num_frames=2, image_size=32, config=config, **options)
+
+
+_VIT = {"hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 16}
+
+
+def test_rates_of_a_transformer_fall_from_block_to_block():
+    model = tiny_video("videomae", _VIT)
+    optimizer = build_optimizer(model, name="adamw", lr=1.0, momentum=0.9, weight_decay=0.1, layer_lr_decay=0.5)
+    rates = {parameter: group["lr"] for group in optimizer.param_groups for parameter in group["params"]}
+    assert sum(len(group["params"]) for group in optimizer.param_groups) == len(list(model.parameters()))
+    for number, block in enumerate(model.backbone.blocks):
+        assert {rates[parameter] for parameter in block.parameters()} == {0.5 ** (3 - number)}
+    assert {rates[parameter] for parameter in model.head.parameters()} == {1.0}
+    patches = next(p for name, p in model.named_parameters() if "patch_embeddings" in name)
+    assert rates[patches] == 0.5**4
+
+
+def test_all_tasks_learn_at_one_rate_and_their_weights_do_not_decay():
+    tasks = {"first": 2, "second": 3}
+    model = tiny_video("resnet18", {"layers": [1, 1, 1, 1]}, tasks=tasks, learn_task_weights=True)
+    optimizer = build_optimizer(model, name="sgd", lr=1.0, momentum=0.9, weight_decay=0.1, layer_lr_decay=0.5)
+    heads = [group for group in optimizer.param_groups if group["lr"] == 1.0]
+    assert {parameter for group in heads for parameter in group["params"]} == set(model.head.parameters())
+    (undecayed,) = (group["params"] for group in optimizer.param_groups if group["weight_decay"] == 0)
+    assert len(undecayed) == 1
+    assert undecayed[0] is model.head.log_variances

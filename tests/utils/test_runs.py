@@ -12,7 +12,7 @@ from conftest import KILLED, exit_at_call, fork
 
 from utils.config import Settings, read_yaml
 from utils.errors import InputError
-from utils.runs import Run, flatten, open_run
+from utils.runs import Run, find_changes, flatten, open_run
 
 
 class SampleSettings(Settings):
@@ -166,3 +166,34 @@ def test_a_killed_overwrite_of_a_part_never_grows(tmp_path):
 def test_flatten_names_list_items_by_position():
     nested = {"a": {"b": 1}, "models": [{"name": "x"}, {"name": "y"}], "mean": [1, 2], "none": {}}
     assert flatten(nested) == {"a.b": 1, "models.0.name": "x", "models.1.name": "y", "mean": [1, 2], "none": {}}
+
+
+class Section(Settings):
+    old: int = 1
+    new: int = 2
+
+
+class LaterSettings(SampleSettings):
+    """As a later version has them: with a section and a list that know more."""
+
+    section: Section = Section()
+    sections: tuple[Section, ...] = (Section(),)
+    extra: float | None = None
+
+
+@pytest.mark.parametrize(
+    ("values", "changes"),
+    [
+        ({}, []),
+        ({"section": Section(new=3)}, ["section.new: '(absent)' -> 3"]),
+        ({"section": Section(old=5)}, ["section.old: 1 -> 5"]),
+        ({"sections": (Section(new=3),)}, ["sections.0.new: '(absent)' -> 3"]),
+        ({"extra": 0.5}, ["extra: '(absent)' -> 0.5"]),
+    ],
+)
+def test_a_key_that_an_older_version_did_not_know_is_a_change_unless_at_its_default(tmp_path, values, changes):
+    record = tmp_path / "config.yaml"
+    record.write_text(
+        "output_dir: x\nlr: 1.0\nsource: somewhere\nmodels: []\nsection: {old: 1}\nsections: [{old: 1}]\n"
+    )
+    assert find_changes(record, LaterSettings(output_dir=tmp_path, **values)) == changes

@@ -26,11 +26,13 @@ class Protocol(Settings):
         values: of every network.
         networks: further values of one network, by its name.
         free: keys that a run may set otherwise and keep the protocol's name.
+        only: the networks that it is of; empty is any.
     """
 
     values: dict[str, Any]
     networks: dict[str, dict[str, Any]] = Field(default_factory=dict)
     free: tuple[str, ...] = ()
+    only: tuple[str, ...] = ()
 
 
 def fill_in(settings_class: type[TrainingSettings], raw: Mapping[str, Any]) -> dict[str, Any]:
@@ -55,6 +57,11 @@ def protocol_values(settings_class: type[TrainingSettings], name: str) -> dict[s
         InputError: as `fill_in`.
     """
     path, protocol = _read(name)
+    if protocol.only and settings_class.NETWORK not in protocol.only:
+        raise InputError(
+            f"protocol: {name} is of the networks {', '.join(protocol.only)}, not of {settings_class.NETWORK}; set "
+            "another"
+        )
     values = merge(protocol.values, protocol.networks.get(settings_class.NETWORK, {}))
     if unknown := [key for key in values if key not in settings_class.model_fields]:
         names = ", ".join(map(repr, unknown))
