@@ -170,6 +170,11 @@ HISTORY = Table(
     ),
     unique=("epoch",),
 )
+TASK_HISTORY = Table(
+    "history by task",
+    (Column("epoch", "int", minimum=1), Column("task"), Column("selection_top1_fraction", "float", minimum=0)),
+    unique=("epoch", "task"),
+)
 UPDATES = Table(
     "updates",
     (

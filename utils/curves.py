@@ -10,6 +10,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from utils.files import write_with
+from utils.history import BY_TASK
 
 
 def draw_curves(history: list[dict[str, Any]], path: Path) -> None:
@@ -40,6 +41,8 @@ def write_events(folder: Path, epochs: list[dict[str, Any]], updates: list[dict[
             writer.add_scalar("update/train_loss", row["train_loss"], row["update"])
             writer.add_scalar("update/learning_rate", row["learning_rate"], row["update"])
         for row in epochs:
-            for name in row.keys() - {"epoch", "update", "learning_rate"}:
-                if row[name] is not None:
-                    writer.add_scalar(f"epoch/{name}", row[name], row["epoch"])
+            scalars = {name: row[name] for name in row.keys() - {"epoch", "update", "learning_rate", BY_TASK}}
+            scalars |= {f"selection_top1_fraction/{task}": top1 for task, top1 in row.get(BY_TASK, {}).items()}
+            for name, value in scalars.items():
+                if value is not None:
+                    writer.add_scalar(f"epoch/{name}", value, row["epoch"])

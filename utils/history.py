@@ -16,6 +16,9 @@ from utils.settings import TrainingSettings
 _CLASS_HITS = 2  # rows of `class_hits`
 
 
+BY_TASK = "selection_top1_by_task"  # in a row of the history, of several tasks
+
+
 @dataclass(frozen=True)
 class Score:
     """Means over one pass.
@@ -119,6 +122,14 @@ class Position:
         self.recent_rates, self.recent_losses = [], []
         self.epoch, self.step = self.epoch + 1, 0
         self.sums = torch.zeros_like(self.sums)
+
+    def task_rows(self) -> list[dict[str, Any]]:
+        """Rows of `history_by_task.csv`; none where there is one task."""
+        return [
+            {"epoch": row["epoch"], "task": task, "selection_top1_fraction": top1}
+            for row in self.rows
+            for task, top1 in row.get(BY_TASK, {}).items()
+        ]
 
     def update_rows(self) -> list[dict[str, Any]]:
         """Rows of `updates.csv`: of finished epochs."""

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from utils.artifacts import HISTORY, UPDATES, format_table, write_table
+from utils.artifacts import HISTORY, TASK_HISTORY, UPDATES, format_table, write_table
 from utils.checkpoints import ModelDescription
 from utils.curves import write_events
 from utils.devices import device_name
@@ -99,12 +99,14 @@ class Saver:
             self._raise_if_asked()
 
     def write_tables(self) -> None:
-        """`history.csv`, `updates.csv` and TensorBoard's events, from what is saved."""
+        """The histories, `updates.csv` and TensorBoard's events, from what is saved."""
         if not self._learner.ranks.is_main:
             return
         position = self._position
         write_table(position.rows, self._run_dir / "history.csv", HISTORY)
         write_table(position.update_rows(), self._run_dir / "updates.csv", UPDATES)
+        if by_task := position.task_rows():
+            write_table(by_task, self._run_dir / "history_by_task.csv", TASK_HISTORY)
         if self._learner.settings.tensorboard:
             write_events(self._run_dir / EVENTS_FOLDER, position.rows, position.update_rows())
 

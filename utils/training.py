@@ -23,7 +23,7 @@ from utils.checkpoints import ModelDescription
 from utils.curves import draw_curves
 from utils.devices import describe_memory
 from utils.errors import InputError, StopRequest
-from utils.history import Plan, Position, Score, add_to_sums
+from utils.history import BY_TASK, Plan, Position, Score, add_to_sums
 from utils.learner import Learner, update_weights
 from utils.optimization import set_learning_rate
 from utils.saving import Saver, resume
@@ -188,6 +188,7 @@ def _describe_if_best(
 
 def _history_row(learner: Learner, position: Position, tested: Score) -> dict[str, Any]:
     trained = learner.objective.score(learner.ranks.sum(position.sums))
+    by_task = {BY_TASK: dict(tested.top1_by_task)} if tested.top1_by_task else {}
     return {
         "epoch": position.epoch,
         "update": position.update,
@@ -197,6 +198,7 @@ def _history_row(learner: Learner, position: Position, tested: Score) -> dict[st
         "selection_loss": tested.loss,
         "selection_top1_fraction": tested.top1_fraction,
         "selection_top3_fraction": tested.top3_fraction,
+        **by_task,
     }
 
 

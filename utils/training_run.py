@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 DONE_FILE = "curves.png"  # written last
 EVENTS_FOLDER = "tensorboard"
-RUN_FILES = (DONE_FILE, "history.csv", "updates.csv", "training_time.csv", EVENTS_FOLDER)
+RUN_FILES = (DONE_FILE, "history.csv", "history_by_task.csv", "updates.csv", "training_time.csv", EVENTS_FOLDER)
 RUN_FILES += (BEST_FILE, STATE_FILE, SIDECAR_FILE)
 # Where the data are, and what makes no result.
 _FREE_KEYS = ("data_root", "clips_root", "train_csv", "val_csv", "wnids_file", "weights", "hold_out.file")

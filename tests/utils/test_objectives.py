@@ -28,6 +28,8 @@ from torch.nn import functional
 from training_runs import TERMINATED, content_of, differing, kill_after_checkpoint, stop_at_update
 
 import utils.trainer
+from utils import augmentation
+from utils.artifacts import HISTORY, TASK_HISTORY, read_table
 from utils.augmentation import Mixing
 from utils.batches import Batches
 from utils.errors import InputError, StopRequest, run_script
@@ -164,6 +166,28 @@ def test_mixed_items_count_for_tasks_of_which_both_labels_are_known(kind):
     torch.testing.assert_close(losses, sum(parts) / 2)
     losses.sum().backward()
     assert (logits.grad[target.isnan()] == 0).all() and logits.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("kind", ["mixup_alpha", "cutmix_alpha"])
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_a_label_without_a_share_need_not_be_known(kind, share, monkeypatch):
+    """Beta draws exactly 0 and 1 for a small alpha, and a box of cutmix may be empty or the whole."""
+    monkeypatch.setattr(augmentation, "_draw_beta", lambda *_: share)
+    monkeypatch.setattr(augmentation, "_paste", lambda inputs, *_: (inputs, share))
+    order = torch.randperm(5, generator=torch.Generator().manual_seed(2))
+    _, target = Mixing(**{kind: 1.0})(torch.rand(5, 3, 8, 8), LABELS, (2, 3), torch.Generator().manual_seed(2))
+    kept = LABELS if share else LABELS[order]
+    assert torch.equal(~target[:, [0, 2]].isnan(), kept >= 0)
+    losses, expected = (TaskLabelsObjective(TASKS).losses(logits_of(), labels) for labels in (target, kept))
+    torch.testing.assert_close(losses, expected)
+
+
+def test_with_mixing_a_rarely_labelled_task_counts_by_the_square_of_its_share():
+    labels = torch.full((4000, 2), -1)
+    labels[:, 0], labels[:1000, 1] = 0, 1
+    _, target = Mixing(mixup_alpha=1.0)(torch.rand(4000, 3, 1, 1), labels, (2, 3), torch.Generator().manual_seed(0))
+    is_known = ~target[:, [0, 2]].isnan()
+    assert is_known.double().mean(0).tolist() == pytest.approx([1.0, 1 / 16], abs=0.01)
 
 
 @pytest.mark.parametrize(
@@ -317,6 +341,11 @@ def test_a_run_stopped_and_killed_in_mid_epoch_goes_on_to_the_same_bits(tmp_path
     assert run_in_child(fit_tasks, folder, {}) == 0
     assert differing(content_of(folder), content_of(whole)) == []
     assert load_checkpoint(whole)["model"]["head.log_variances"].abs().min() > 0
+    by_task = read_table(folder / "history_by_task.csv", TASK_HISTORY)
+    assert by_task["epoch"].tolist() == [1, 1, 2, 2, 3, 3]
+    means = by_task.groupby("epoch")["selection_top1_fraction"].mean()
+    history = read_table(folder / "history.csv", HISTORY)
+    assert means.tolist() == pytest.approx(history["selection_top1_fraction"].tolist(), abs=1e-6)
 
 
 def fit_as_rank(rank: int, port: int, folder: Path) -> None:
