@@ -8,6 +8,7 @@ from typing import Any
 import pandas as pd
 
 from utils.artifacts import ENTRY_COLUMNS
+from Video_Models.registry import FAMILIES
 
 PLANNED_FAMILIES = ("claim", "subject", "paper", "inputs")
 _NETWORK = tuple(name for name in ENTRY_COLUMNS if name not in ("test_input", "num_frames"))
@@ -48,5 +49,5 @@ def over_seeds(comparisons: pd.DataFrame | None, families: tuple[str, ...] = PLA
 
 
 def is_3d(model: str) -> bool:
-    """Whether a model of this name sees clips."""
-    return model.endswith("_3d")
+    """Whether a model of this name sees clips: the inflated VGG, or a family of `Video_Models`."""
+    return model.endswith("_3d") or model in FAMILIES

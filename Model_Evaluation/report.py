@@ -11,6 +11,7 @@ from typing import Any
 import pandas as pd
 
 from Model_Evaluation import report_sections
+from Model_Evaluation.arms import SUBJECT_ROW
 from Model_Evaluation.entries import is_3d, over_seeds
 from Model_Evaluation.report_page import (
     DotRow,
@@ -87,7 +88,7 @@ def write_report(tables: dict[str, pd.DataFrame], folder: Path) -> None:
         ("What to keep in mind", _caveats(given)),
         *report_sections.all_sections(given, pictures),
     ]
-    title, header = _header(answered, unanswered)
+    title, header = _header(answered, unanswered, _subjects(given))
     write_text(folder / "report.html", page_html(title, header, sections))
 
 
@@ -105,11 +106,19 @@ def _has_headline(answered: list[_Row]) -> bool:
     return bool(answered) and answered[0]["position"] == 1
 
 
-def _header(answered: list[_Row], unanswered: list[_Row]) -> tuple[str, str]:
+def _subjects(given: Mapping[str, pd.DataFrame]) -> str:
+    """The keys that runs were compared in, where they say so."""
+    values = given.get("protocol_values")
+    return "" if values is None else ", ".join(dict.fromkeys(values["value"][values["key"] == SUBJECT_ROW]))
+
+
+def _header(answered: list[_Row], unanswered: list[_Row], subjects: str) -> tuple[str, str]:
     """The page's title, and the verdict's first row if it has an answer."""
     if not _has_headline(answered):
         text = "These results hold no comparison that the rule of the verdict could be applied to."
-        if unanswered:
+        if subjects:
+            text = f"Arms that differ in {subjects} and, where nothing else is said below, in nothing else."
+        elif unanswered:
             first = unanswered[0]
             text = f"What was measured of each entry. Not measured: {first['question']} ({_reason(first).rstrip('.')})."
         return _TITLE, f'<h1>{_TITLE}</h1>\n<p class="lead">{breakable(text)}</p>'

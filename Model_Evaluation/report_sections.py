@@ -26,6 +26,11 @@ _OPEN_DIFFERENCES = 2
 _MOST_CONFUSIONS = 12  # in the report; every run's is in the folder of figures
 _MOST_CLASSES = 30  # in the table of classes of the report; `per_class_metrics.csv` has all
 
+_HEAT_MAPS = {
+    "grad_cam_*": "Grad-CAM: brighter is more evidence",
+    "attention_*": "Attention roll-out: the answer was gathered from brighter places",
+}
+
 _CALIBRATION = [
     Field("Entry", "entry_id"),
     Field("Calibration error, %", "calibration_error", "percent"),
@@ -58,12 +63,9 @@ def all_sections(given: dict[str, pd.DataFrame], pictures: Pictures) -> list[tup
         "Classes": _classes(given, pictures),
         "Confusion": _confusion(given, pictures),
         "Where they disagree": [],
-        "Sample predictions": _described(pictures, "samples_*", "Sample predictions"),
-        "Where the networks look": [
-            *_described(pictures, "grad_cam_*", "Grad-CAM: brighter is more evidence"),
-            *_described(pictures, "attention_*", "Attention roll-out: the answer was gathered from brighter places"),
-        ],
-        "Training": _described(pictures, "curves_*", "Training curves"),
+        "Sample predictions": _sheets(pictures, {"samples_*": "Sample predictions"}),
+        "Where the networks look": _sheets(pictures, _HEAT_MAPS),
+        "Training": list(_described(pictures, "curves_*", "Training curves").values()),
         "How this was measured": method_parts(given),
         "Glossary": glossary_parts(),
     }
@@ -181,11 +183,21 @@ def _discordant(given: dict[str, pd.DataFrame], pictures: Pictures) -> list[str]
     return parts
 
 
-def _described(pictures: Pictures, pattern: str, what: str) -> list[str]:
-    """Pictures whose text alternative they bring along, or that are called by their name."""
-    parts = []
+def _sheets(pictures: Pictures, kinds: dict[str, str]) -> list[str]:
+    """Pictures by pattern, of several the first one open: each is as long as a page."""
+    sheets = [
+        sheet for pattern, what in kinds.items() for sheet in _described(pictures, pattern, what).items() if sheet[1]
+    ]
+    if len(sheets) == 1:
+        return [sheets[0][1]]
+    return [details_html(caption, html, is_open=not number) for number, (caption, html) in enumerate(sheets)]
+
+
+def _described(pictures: Pictures, pattern: str, what: str) -> dict[str, str]:
+    """HTML by caption of pictures whose text alternative they bring along, or that are called by their name."""
+    parts = {}
     for name in pictures.names(pattern):
         label = name.split("_", pattern.count("_"))[-1]
         alt = pictures.description(name) or f"{what}: {label}"
-        parts.append(pictures.html(name, alt, f"{what}: {label}."))
+        parts[f"{what}: {label}."] = pictures.html(name, alt, f"{what}: {label}.")
     return parts

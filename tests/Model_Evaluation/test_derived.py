@@ -250,6 +250,39 @@ def test_latency_by_batch_size(tmp_path):
     assert rows[0]["first_batch_share"] == pytest.approx(2.0 / 8.5)
 
 
+@pytest.mark.parametrize(
+    ("case", "num_passes", "frames_per_item"), [(ORIGINAL, 1, 1), (ORIGINAL, 3, 3), (SVD, 1, 3), (SVD, 4, 12)]
+)
+def test_frames_a_second_are_those_that_the_network_was_given(tmp_path, case, num_passes, frames_per_item):
+    """An image is one; views and windows are passes, each of all frames of the input's shape."""
+    measured = make_tables(tmp_path, {case: 0.5}, seeds=1, num_items=8)
+    measured["model_costs"]["num_passes"] = num_passes
+    latency = compute_derived(measured)["latency"]
+    assert latency["frames_per_s"].tolist() == pytest.approx(
+        [frames_per_item * 1 / 0.0025, frames_per_item * 8 / 0.0105]
+    )
+
+
+def test_classification_reports_are_scikit_learns_with_every_class(tmp_path, no_pictures):
+    """Three classes, of which one has no items and the last is never predicted either."""
+    runs = {"one": [(0, 0, 1), (0, 1, 2), (1, 1, 1), (1, 1, 1)], "two": [(0, 0, 1), (0, 1, 3)]}
+    write_derived(write_measured(tmp_path / "in", measured_tables(runs, 3)), tmp_path)
+    text = (tmp_path / "classification_report.txt").read_text(encoding="utf-8")
+    first, second = text.split("two: 2d_original on first_frame:svd, 2 items of split val\n")
+    lines = [line.split() for line in first.splitlines() if line.strip()]
+    assert lines[0] == ["one:", "2d_original", "on", "first_frame:svd,", "4", "items", "of", "split", "val"]
+    assert lines[2:] == [
+        ["precision", "recall", "f1-score", "support"],
+        ["class", "0", "1.0000", "0.5000", "0.6667", "2"],
+        ["class", "1", "0.6667", "1.0000", "0.8000", "2"],
+        ["2", "0.0000", "0.0000", "0.0000", "0"],
+        ["accuracy", "0.7500", "4"],
+        ["macro", "avg", "0.5556", "0.5000", "0.4889", "4"],
+        ["weighted", "avg", "0.8333", "0.7500", "0.7333", "4"],
+    ]
+    assert second.split()[-15:-12] == ["accuracy", "0.5000", "2"]
+
+
 def test_end_to_end_stages_and_their_shares(tmp_path):
     options = {"seeds": 1, "num_items": 8}
     rows = compute_derived(make_tables(tmp_path, {SVD: 0.5}, with_end_to_end=True, **options))["end_to_end"]

@@ -86,6 +86,7 @@ def settings_for(world: Path, output_dir: Path, **changes) -> EvaluationSettings
         ],
         "data": {"root": str(world / "clips"), "images_root": str(world / "images"), "batch_size": 4, "workers": 0},
         "latency": {"batch_sizes": [1, 2], "warmup": 1, "repetitions": 3},
+        "pictures": {"num_items": 2},
         "device": "cpu",
         "output_dir": str(output_dir),
     }

@@ -21,6 +21,7 @@ from Model_Evaluation.figures import (
     safe_name,
     write_figures,
 )
+from Model_Evaluation.figures_classes import describe_distribution, draw_class_distribution
 from Model_Evaluation.figures_study import (
     draw_accuracy_against_cost,
     draw_arms_overview,
@@ -68,6 +69,7 @@ def test_every_figure_is_drawn_and_equal_tables_are_equal_bytes(tables, tmp_path
     single = (
         "per_class_recall",
         "per_class_f1",
+        "class_distribution",
         "reliability",
         "arms_overview",
         "accuracy_against_cost",
@@ -99,7 +101,8 @@ def test_one_run_without_arms_and_comparisons(tables, tmp_path):
     one["comparisons"] = pd.DataFrame(columns=COMPARISONS.column_names)
     write_figures(one, tmp_path)
     drawn = sorted(path.name for path in tmp_path.iterdir())
-    assert drawn == [f"confusion_{run_id}.png", "per_class_f1.png", "per_class_recall.png"]
+    names = ("class_distribution", f"confusion_{run_id}", "per_class_f1", "per_class_recall")
+    assert drawn == [f"{name}.png" for name in names]
 
 
 def test_figures_of_other_tables_are_removed_but_not_the_pictures_of_pixels(tables, tmp_path):
@@ -264,3 +267,30 @@ def test_pictures_have_a_resolution(tables, tmp_path):
     write_figures({"confusion_flat": tables["confusion_flat"].head(16)}, tmp_path)
     with Image.open(next(tmp_path.iterdir())) as image:
         assert image.info["dpi"] == pytest.approx((160, 160), abs=0.1)
+
+
+def per_class(counts: dict[str, list[int]]) -> pd.DataFrame:
+    rows = [
+        {
+            "run_id": run_id,
+            "entry_id": f"entry of {run_id}",
+            "label": label,
+            "class_name": f"class {label}",
+            "num_items": n,
+        }
+        for run_id, of_run in counts.items()
+        for label, n in enumerate(of_run)
+    ]
+    return pd.DataFrame(rows)
+
+
+def test_class_distribution_has_a_panel_for_each_set_of_items():
+    rows = per_class({"a": [30, 2, 9], "b": [30, 2, 9], "c": [1, 1, 0]})
+    figure = draw_class_distribution(rows.sample(frac=1, random_state=0).sort_values("run_id", kind="stable"))
+    assert [axes.get_title() for axes in figure.axes] == ["entry of a", "entry of c"]
+    assert [[bar.get_width() for bar in axes.patches] for axes in figure.axes] == [[30, 2, 9], [1, 1, 0]]
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["class 0", "class 1", "class 2"]
+    assert describe_distribution(rows) == (
+        "Class distribution. 41 items of entry of a of 3 classes, from class 1 2 to class 0 30. 2 items of entry of c "
+        "of 3 classes, from class 2 0 to class 1 1."
+    )

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tiny_families import TINY, TRANSFORMERS
 from tiny_transformers import build_tiny
 from torch import nn
 
@@ -46,20 +47,7 @@ class OneFrameNet(nn.Module):
         return self.head(self.conv(half)[:, :, 1].mean(dim=(2, 3)))
 
 
-_LAYERS = {"layers": [1, 1, 1, 1]}
-_VIT = {"embed_dim": 16, "depths": [1, 2], "num_heads": [1, 2], "stochastic_depth_prob": 0.0}
-CONFIGS = {
-    "i3d": {"width_multiplier": 0.125},
-    "resnet18_3d": _LAYERS,
-    "resnet50_3d": _LAYERS,
-    "c3d": {"width_multiplier": 0.125, "dropout": 0.0},
-    "resnet18": _LAYERS,
-    "r3d_18": _LAYERS,
-    "r2plus1d_18": _LAYERS,
-    "mvit_v2_s": _VIT,
-    "swin3d_t": _VIT,
-    "s3d": {},
-}
+CONFIGS = {family: config for family, config in TINY.items() if family not in TRANSFORMERS}
 SIDE = 64
 
 

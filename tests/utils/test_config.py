@@ -26,6 +26,7 @@ from Data_Augmentation_SVD.settings import (
 )
 from Data_Sourcing.settings import DemoDatasetSettings, IndexVideosSettings, SourcingSettings
 from Inflated_3D_VGG.settings import InflatedSettings
+from Model_Evaluation.compare_settings import CompareArmsSettings
 from Model_Evaluation.published_settings import ImportSettings
 from Model_Evaluation.settings import CostSettings, EvaluationSettings, PrepareSettings
 from Model_Evaluation.study_settings import StudySettings
@@ -64,6 +65,7 @@ SHIPPED = {
     "Data_Sourcing/sourcing_config.yaml": SourcingSettings,
     "Inflated_3D_VGG/demo.yaml": InflatedSettings,
     "Inflated_3D_VGG/train3d_video.yaml": InflatedSettings,
+    "Model_Evaluation/compare_arms.yaml": CompareArmsSettings,
     "Model_Evaluation/check_report.yaml": CheckReportSettings,
     "Model_Evaluation/demo.yaml": EvaluationSettings,
     "Model_Evaluation/demo_study.yaml": StudySettings,
