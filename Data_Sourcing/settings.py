@@ -13,6 +13,7 @@ from utils.config import Fraction, InputPath, NonNegativeInt, PositiveInt, Setti
 FOLDER_NAME = r"[^.\s/\\\x00-\x1f][^/\\\x00-\x1f]*"  # any name but hidden ones and those with slashes
 _Name = Annotated[str, StringConstraints(pattern=r"^\S.*$")]
 _Share = Annotated[float, Field(gt=0, le=1)]
+_INDEX_CSV = Path("index.csv")
 _FolderName = Annotated[str, StringConstraints(pattern=f"^{FOLDER_NAME}$")]
 
 
@@ -122,15 +123,18 @@ class IndexVideosSettings(Settings):
         layout: `folders` (`<class>/*` or `{train,val,test}/<class>/*`); `labels_json` (`{train,val,test}/labels.json`,
             or one at the root: `{file: label}` or `{file: {task: label}}`); `ucf101` (its official lists);
             `clip_index` (any).
-        index_csv: of `clip_index`, below `data_root` or as a path.
+        index_csv: of `clip_index` alone, below `data_root` or as a path.
         classes: names in label order; null takes all, sorted. Other folders (or UCF101's other classes) are left out;
             where labels are numbers, these are their names.
-        splits: see `SplitFractions`; splits that the layout brings are kept.
+        splits: see `SplitFractions`; splits that the layout brings are kept, and nothing is drawn where train and val
+            are among them.
+        ucf101: of `ucf101` alone, see `Ucf101Settings`.
         group_pattern: regular expression with one group, searched in each video's path below `data_root`: videos with
             the same match are of one source and on one side of every split.
         groups_csv: instead of it, a table `video_path,group` with every video.
         per_class: balanced subsets: so many videos of each class, of each split that the layout brings; as many as the
-            rarest class has where that is less.
+            rarest class has where that is less. With several tasks the classes are the combinations of all labels, and
+            videos that lack one are left out; where no video has all labels, the combinations of what is there.
         min_frames: a shorter video is a row with a reason.
         max_failed_fraction: end with exit code 2 when a larger share of the videos cannot be used.
         seed: of the splits and of the subsets.
@@ -141,7 +145,7 @@ class IndexVideosSettings(Settings):
     data_root: InputPath
     output_dir: Path
     layout: Literal["folders", "labels_json", "ucf101", "clip_index"]
-    index_csv: Path = Path("index.csv")
+    index_csv: Path = _INDEX_CSV
     classes: Annotated[tuple[_Name, ...], Field(min_length=1)] | None = None
     splits: SplitFractions = SplitFractions()
     ucf101: Ucf101Settings = Ucf101Settings()
@@ -171,6 +175,11 @@ class IndexVideosSettings(Settings):
             raise ValueError("group_pattern and groups_csv both say the groups; keep one of them")
         if self.classes is not None and self.layout == "clip_index":
             raise ValueError("classes: a clip index says its classes itself; drop the key")
+        # Compared with the defaults, which a YAML may spell out.
+        if self.layout != "clip_index" and self.index_csv != _INDEX_CSV:
+            raise ValueError(f"index_csv: is for layout=clip_index, not {self.layout}; drop the key")
+        if self.layout != "ucf101" and self.ucf101 != Ucf101Settings():
+            raise ValueError(f"ucf101: is for layout=ucf101, not {self.layout}; drop the section")
         doubled = sorted({name for name in self.classes or () if (self.classes or ()).count(name) > 1})
         if doubled:
             raise ValueError(f"classes: {doubled[0]!r} is listed twice; keep one of them")

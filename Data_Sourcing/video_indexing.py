@@ -10,8 +10,9 @@ from typing import Any
 
 from Data_Sourcing.class_distribution import count_classes, write_class_distribution
 from Data_Sourcing.settings import IndexVideosSettings
+from Data_Sourcing.video_copies import report_copies
 from Data_Sourcing.video_layouts import read_layout
-from Data_Sourcing.video_probing import JOURNAL, ProbedVideo, probe_videos
+from Data_Sourcing.video_probing import JOURNAL, ProbedVideo, num_bytes_of, probe_videos
 from Data_Sourcing.video_set import ONE_TASK, SPLITS, LabelledVideo, VideoSet
 from Data_Sourcing.video_splits import draw_balanced, draw_splits, join_groups, name_groups, refuse_shared_groups
 from utils.artifacts import STATUS_FAILED, STATUS_OK, TASK_LABELS, VIDEO_INDEX, write_table
@@ -22,19 +23,25 @@ from utils.task_labels import combination_name, task_labels_path
 
 log = logging.getLogger(__name__)
 _LAST_FILE = "train.csv"
-_MAX_NAMED_COPIES = 10
 _OWNED = (*(f"{split}.csv" for split in SPLITS), "*.tasks.csv", "failed_videos.csv", "class_distribution.*")
 
 
 @dataclass(frozen=True)
 class _Video:
-    """One video with all that is known of it; `key` is what it shares with others of its source."""
+    """One video with all that is known of it.
+
+    Attributes:
+        key: what it shares with others of its source.
+        stratum: its class's name, or the combination of all tasks' classes; `is_whole`: no label is missing.
+        reason: why it cannot be used, "" where it can.
+    """
 
     listed: LabelledVideo
     probed: ProbedVideo
     group: str
     key: str
     stratum: str
+    is_whole: bool
     reason: str
 
     @property
@@ -72,7 +79,8 @@ def run_indexing(settings: IndexVideosSettings) -> str:
     probed = probe_videos(settings.data_root, paths, run.dir / JOURNAL, settings.workers)
     found = _describe_videos(videos, probed, named, settings.min_frames)
     _report_failed([video for video in found if video.reason], len(found), settings)
-    _report_copies(found)
+    usable = [video for video in found if not video.reason]
+    report_copies([v.listed for v in usable], {v.path: v.probed.sha256 for v in usable}, videos.classes)
     splits = _divide(found, settings)
     _require_trained_classes(found, splits, videos)
     if "val" not in splits.values():
@@ -89,8 +97,8 @@ _FREE_KEYS = ("data_root", "index_csv", "groups_csv", "ucf101.annotations")
 def _inputs(settings: IndexVideosSettings, videos: VideoSet) -> dict[str, Any]:
     """Names and sizes of the videos, and the files that say their labels and groups."""
     root = settings.data_root
-    paths = [video.path for video in videos.videos if (root / video.path).exists()]
-    listing = "".join(f"{path}\t{(root / path).stat().st_size}\n" for path in paths)
+    sizes = {video.path: num_bytes_of(root / video.path) for video in videos.videos}
+    listing = "".join(f"{path}\t{size}\n" for path, size in sizes.items() if size is not None)
     groups = {"groups": settings.groups_csv} if settings.groups_csv else {}
     return {"videos": sha256_bytes(listing.encode("utf-8", "backslashreplace"))} | groups | videos.inputs
 
@@ -113,6 +121,7 @@ def _describe_videos(
             keys[video.path] if keys[video.path] in groups else "",
             keys[video.path],
             _stratum(video, videos),
+            len(video.labels) == len(videos.classes),
             reasons[video.path],
         )
         for video in videos.videos
@@ -152,19 +161,6 @@ def _report_failed(failed: list[_Video], num_videos: int, settings: IndexVideosS
         raise InputError(f"{path}: no video can be used; the first: {first}")
 
 
-def _report_copies(found: list[_Video]) -> None:
-    first: dict[str, _Video] = {}
-    usable = [video for video in found if not video.reason]
-    pairs = [(video, first.setdefault(video.probed.sha256, video)) for video in usable]
-    copies = [(video, earlier) for video, earlier in pairs if video is not earlier]
-    for video, earlier in copies[:_MAX_NAMED_COPIES]:
-        is_other = video.stratum != earlier.stratum
-        other = f", but of class {video.stratum!r}, not {earlier.stratum!r}" if is_other else ""
-        log.warning("%s: is a copy of %s%s; both are kept, on one side", video.path, earlier.path, other)
-    if len(copies) > _MAX_NAMED_COPIES:
-        log.warning("and %d more copies", len(copies) - _MAX_NAMED_COPIES)
-
-
 def _divide(found: list[_Video], settings: IndexVideosSettings) -> dict[str, str]:
     """Each path's split: the layout's own, or drawn; a video that cannot be used goes with its source, or to train."""
     usable = [video for video in found if not video.reason]
@@ -186,9 +182,17 @@ def _divide(found: list[_Video], settings: IndexVideosSettings) -> dict[str, str
 
 
 def _balanced(usable: list[_Video], settings: IndexVideosSettings) -> list[_Video]:
+    """Of whole combinations where a split has some: those with a missing label are many and rare."""
     kept: set[str] = set()
     for split in ("", *SPLITS):
-        strata = {video.path: video.stratum for video in usable if video.listed.split == split}
+        of_split = [video for video in usable if video.listed.split == split]
+        whole = [video for video in of_split if video.is_whole] or of_split
+        if num_partial := len(of_split) - len(whole):
+            of_which = f" of {split}" if split else ""
+            log.warning(
+                "per_class: left out%s, because they lack the label of a task: %d videos", of_which, num_partial
+            )
+        strata = {video.path: video.stratum for video in whole}
         kept |= draw_balanced(strata, settings.per_class, settings.seed) if strata else set()
     return [video for video in usable if video.path in kept]
 
@@ -209,7 +213,7 @@ def _require_trained_classes(found: list[_Video], splits: Mapping[str, str], vid
             what = f"class {class_name!r}" + (f" of task {task!r}" if task else "")
             sides = seen.get((task, label), {})
             if not sides:
-                log.warning("%s has no video that can be used", what)
+                log.warning("%s has no video that is used", what)
             elif "train" not in sides:
                 split, path = next(iter(sides.items()))
                 raise InputError(

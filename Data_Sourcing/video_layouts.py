@@ -3,27 +3,30 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable
+import logging
 from pathlib import Path
 
 import pandas as pd
 
 from Data_Sourcing.labels_json_layout import read_labels_json
-from Data_Sourcing.settings import IndexVideosSettings
+from Data_Sourcing.settings import IndexVideosSettings, SplitFractions
 from Data_Sourcing.ucf101_layout import read_ucf101
-from Data_Sourcing.video_set import ONE_TASK, SPLITS, VIDEO_SUFFIXES, LabelledVideo, VideoSet, find_videos
+from Data_Sourcing.video_set import ONE_TASK, SPLITS, VIDEO_SUFFIXES, LabelledVideo, VideoSet, find_videos, is_video
 from utils.artifacts import STATUS_OK, TASK_LABELS, VIDEO_INDEX, read_table
 from utils.errors import InputError
 from utils.files import resolve_item
 from utils.indices import classes_of
 from utils.task_labels import task_labels_path
 
+log = logging.getLogger(__name__)
+
 
 def read_layout(settings: IndexVideosSettings) -> VideoSet:
     """The videos of `settings.data_root`, sorted by path.
 
     Raises:
-        InputError: the layout is not there, names a file that does not exist, or a label that is none.
+        InputError: the layout is not there, names a file that does not exist, or a label that is none; or there is
+            nothing to draw by `splits`.
     """
     found = _READERS[settings.layout](settings)
     videos = sorted(found.videos, key=lambda video: video.path)
@@ -35,16 +38,17 @@ def read_layout(settings: IndexVideosSettings) -> VideoSet:
             raise InputError(
                 f"{settings.data_root}: {video.path!r} is listed twice (in {both}); remove one of the lines"
             )
+    if {"train", "val"} <= {video.split for video in videos} and settings.splits != SplitFractions():
+        raise InputError(f"splits: {settings.data_root} brings train and val itself; drop the section")
     return VideoSet(videos, found.classes, found.inputs)
 
 
 def _read_folders(settings: IndexVideosSettings) -> VideoSet:
     """`<class>/*` or `{train,val,test}/<class>/*`."""
-    root = settings.data_root
-    splits = [split for split in SPLITS if (root / split).is_dir()] if (root / "train").is_dir() else [""]
-    output_dir = settings.output_dir.resolve()  # may lie in the same folder
-    folders = (folder for split in splits for folder in _folders(root / split) if folder.resolve() != output_dir)
-    names = sorted({folder.name for folder in folders})
+    root, output_dir = settings.data_root, settings.output_dir
+    splits = _split_folders(root, output_dir)
+    names = sorted({folder.name for split in splits for folder in _folders(root / split, output_dir)})
+    _name_videos_of_no_class([root, *(root / split for split in splits if split)], has_classes=bool(names))
     classes = settings.classes or tuple(names)
     if unknown := [name for name in classes if name not in names]:
         raise InputError(f"classes: {root} has no folder {unknown[0]!r}; it has: {', '.join(names)}")
@@ -110,8 +114,48 @@ _READERS = {
 }
 
 
-def _folders(folder: Path) -> Iterable[Path]:
-    return (path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+def _folders(folder: Path, output_dir: Path) -> list[Path]:
+    """Those of classes or splits; the output may lie beside them."""
+    found = (path for path in sorted(folder.iterdir()) if path.is_dir() and not path.name.startswith("."))
+    return [path for path in found if path.resolve() != output_dir.resolve()]
+
+
+def _split_folders(root: Path, output_dir: Path) -> list[str]:
+    """The splits that the layout brings; one without a name where it brings none.
+
+    Raises:
+        InputError: folders of splits and of classes beside each other (`train` may be the vehicle), or no train.
+    """
+    folders = _folders(root, output_dir)
+    splits = [split for split in SPLITS if split in {folder.name for folder in folders}]
+    if not splits:
+        return [""]
+    others = [folder for folder in folders if folder.name not in SPLITS and find_videos(folder, root)]
+    if "train" in splits and others:
+        more = f", and {len(others) - 1} more folder{'s' * (len(others) > 2)}" if len(others) > 1 else ""
+        raise InputError(
+            f"{root}: beside train/ lies {others[0].name}/ with videos{more}; keep only train/, val/, test/ with a "
+            "folder a class in each, or rename a class called 'train'"
+        )
+    if not others and "train" not in splits:
+        found = " and ".join(f"{split}/" for split in sorted(splits))
+        raise InputError(f"{root}: has {found}, but no train/; add it, or rename classes that are called so")
+    return splits if "train" in splits else [""]
+
+
+def _name_videos_of_no_class(folders: list[Path], *, has_classes: bool) -> None:
+    """Videos beside the folders of the classes: warned of, and refused where there is no class."""
+    lone = [path for folder in folders for path in sorted(folder.iterdir()) if is_video(path)]
+    if lone and not has_classes:
+        raise InputError(
+            f"{lone[0].parent}: has videos, the first {lone[0].name}, but no folder of a class; put each video into "
+            "its class's folder, or take layout=labels_json"
+        )
+    if len(lone) == 1:
+        log.warning("1 video lies in no class's folder and is left out: %s", lone[0].relative_to(folders[0]))
+    elif lone:
+        first = lone[0].relative_to(folders[0])
+        log.warning("%d videos lie in no class's folder and are left out, the first: %s", len(lone), first)
 
 
 def _endings() -> str:

@@ -1,11 +1,13 @@
 """Every video decoded once, in full: how many frames it really has, and its SHA-256; a journal keeps what was found.
 
 A large data set takes long to decode, so each video is written to the journal as soon as it has been looked at, and a
-run that was killed goes on from there. A file with another size or time of change is looked at again.
+run that was killed goes on from there. A file with another size or time of change is looked at again, and so is one
+that the system could not read: that may be mended without a change of the file.
 """
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 from collections.abc import Iterator
@@ -23,11 +25,16 @@ from utils.utils import progress
 
 log = logging.getLogger(__name__)
 JOURNAL = "probed_videos.csv"
+# Of this process or machine, not of the file that happens to be opened then.
+_NO_FAULT_OF_THE_FILE = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
 
 
 @dataclass(frozen=True)
 class ProbedVideo:
-    """What a full decode found; `reason` is empty where all went well, and the counts are None where it did not."""
+    """What a full decode found; `reason` is empty where all went well, and the counts are None where it did not.
+
+    Without a `sha256` nothing of the file was read.
+    """
 
     sha256: str
     num_frames: int | None
@@ -47,6 +54,7 @@ def probe_videos(root: Path, paths: list[str], journal_path: Path, workers: int)
 
     Raises:
         InputError: the journal was edited and cannot be read.
+        OSError: the journal cannot be written, or the system has no memory or file handle left.
     """
     known = dict(_read_journal(journal_path))
     keys = {path: (path, *_state(root / path)) for path in paths}
@@ -59,7 +67,7 @@ def probe_videos(root: Path, paths: list[str], journal_path: Path, workers: int)
             found = threads.map(lambda path: _probe(root, path), todo)
             for path, probed in zip(todo, progress(found, len(todo), "videos"), strict=True):
                 known[keys[path]] = probed
-                if not _name_problem(path):  # a name that is no text has no place in a table
+                if probed.sha256:
                     journal.write(format_table([_journal_row(keys[path], probed)], PROBED_VIDEOS, header=False))
                     journal.flush()
     finally:
@@ -67,7 +75,24 @@ def probe_videos(root: Path, paths: list[str], journal_path: Path, workers: int)
     return {path: known[keys[path]] for path in paths}
 
 
+def num_bytes_of(path: Path) -> int | None:
+    """A file's size; None where it is not there or cannot be asked."""
+    try:
+        return path.stat().st_size
+    except OSError:
+        return None
+
+
 def _probe(root: Path, relative: str) -> ProbedVideo:
+    try:
+        return _look_at(root, relative)
+    except OSError as error:
+        if error.errno in _NO_FAULT_OF_THE_FILE:
+            raise
+        return ProbedVideo("", None, None, None, f"unreadable: {error.strerror or error}")
+
+
+def _look_at(root: Path, relative: str) -> ProbedVideo:
     path = root / relative
     if problem := _name_problem(relative):
         return ProbedVideo("", None, None, None, problem)
@@ -91,10 +116,10 @@ def _name_problem(relative: str) -> str:
 
 
 def _state(path: Path) -> tuple[int, int]:
-    """Size in bytes and time of change in ns; zeros where a link leads nowhere."""
+    """Size in bytes and time of change in ns; zeros where a link leads nowhere, or the file cannot be asked."""
     try:
         state = path.stat()
-    except FileNotFoundError:
+    except OSError:
         return 0, 0
     return state.st_size, state.st_mtime_ns
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -50,12 +51,18 @@ class VideoSet:
         return ONE_TASK not in self.classes
 
 
+def is_video(path: Path) -> bool:
+    """Whether a path is called like a video, and is neither hidden nor a folder; a link may lead nowhere."""
+    is_called_so = path.suffix.lower() in VIDEO_SUFFIXES and not path.name.startswith(".")
+    return is_called_so and not os.path.isdir(path)  # noqa: PTH112 (Path.is_dir raises where it may not look)
+
+
 def find_videos(folder: Path, root: Path) -> list[str]:
     """All videos below a folder, as sorted paths below `root`; hidden files and folders are ignored."""
     found = []
     for path in folder.rglob("*"):
         relative = path.relative_to(root)
         is_hidden = any(part.startswith(".") for part in relative.parts)
-        if path.suffix.lower() in VIDEO_SUFFIXES and not is_hidden and not path.is_dir():
+        if not is_hidden and is_video(path):
             found.append(relative.as_posix())
     return sorted(found)

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -205,11 +205,12 @@ class _Reader:
             if self._sampling is None and num_frames != self._num_frames:
                 reason = f"has {num_frames} frames, this network takes clips of {self._num_frames}"
                 return _Video(path, num_frames, None, reason)
-            frames = read_frames(path, self._frame_numbers(num_frames))
+            crop = partial(resize_and_centre_crop, size_px=self._image_size)
+            frames = read_frames(path, self._frame_numbers(num_frames), crop)
         except (InputError, OSError) as error:  # OSError: may not be read, or its disk fails
             reason = getattr(error, "reason", None) or getattr(error, "strerror", None) or str(error)
             return _Video(path, num_frames, None, " ".join(reason.split()))
-        return _Video(path, num_frames, np.stack([resize_and_centre_crop(one, self._image_size) for one in frames]))
+        return _Video(path, num_frames, frames)
 
     def _frame_numbers(self, num_there: int) -> np.ndarray:
         """int64 (K * T,)."""

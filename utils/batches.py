@@ -45,7 +45,8 @@ class Batches:
         batch_size: items an update, over all processes and parts.
         is_clip: keep the time axis.
         num_parts: parts that an update is computed in.
-        class_balanced: draw with replacement, every class of `labels` equally often.
+        class_balanced: draw with replacement, every class of `labels` equally often. With several tasks these classes
+            are combinations: those of all labels equally often, and items that lack one as often as if shuffled.
         targets: int64 (N, ...) of all items, what the batches carry; None is `labels`.
         device: where the batches go; None is the CPU.
 
@@ -75,7 +76,9 @@ class Batches:
         self.positions = torch.as_tensor(positions, dtype=torch.int64)
         self.batch_size, self.num_parts = batch_size, num_parts
         self.ranks = ranks or Ranks()
-        self._weights = class_balanced_weights(self.labels[self.positions]) if class_balanced else None
+        self._weights = None
+        if class_balanced:
+            self._weights = _drawing_weights(self.labels[self.positions], self.targets[self.positions])
         self._device = device or torch.device("cpu")
         self._copies: torch.cuda.Stream | None = None
         if self._device.type == "cuda":
@@ -156,6 +159,22 @@ class Batches:
 
         look_ahead()
         return next_filled
+
+
+def _drawing_weights(labels: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """How likely each item is drawn so that classes are equally frequent: float64 (N,).
+
+    Combinations with a missing label are many and rare: one video of such a kind would be drawn as often as the
+    thousand of a common one. So they get the mean weight of the others; where there are no others, each counts as a
+    class.
+    """
+    is_whole = (targets.reshape(len(targets), -1) >= 0).all(1)
+    if is_whole.all() or not is_whole.any():
+        return class_balanced_weights(labels)
+    weights = torch.empty(len(labels), dtype=torch.float64)
+    weights[is_whole] = class_balanced_weights(labels[is_whole])
+    weights[~is_whole] = weights[is_whole].mean()
+    return weights
 
 
 def _work_aside(copies: torch.cuda.Stream | None) -> None:

@@ -6,7 +6,7 @@ what a container says of its length, is exact in some files only.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
@@ -96,33 +96,35 @@ def read_clip(path: Path, num_frames: int | None = None) -> np.ndarray:
     return np.stack(frames)
 
 
-def read_frames(path: Path, numbers: Sequence[int] | np.ndarray) -> np.ndarray:
+def read_frames(
+    path: Path, numbers: Sequence[int] | np.ndarray, view: Callable[[np.ndarray], np.ndarray] | None = None
+) -> np.ndarray:
     """Some frames of a video, equal to those of a full decode; decoding ends with the last one that is asked for.
 
     Args:
         numbers: int (n,), frame numbers from 0, in any order, with repetitions; only these are converted to RGB.
+        view: of each frame, uint8 (H, W, 3) -> (h, w, 3), as soon as it is decoded: scaled or cropped there, frames of
+            any size take no more memory than the result. None takes the frames as they are.
 
     Returns:
-        uint8 (n, H, W, 3), RGB, 0..255, in the order of `numbers`.
+        uint8 (n, h, w, 3), RGB, 0..255, in the order of `numbers`.
 
     Raises:
         ValueError: no number, or a negative one.
-        InputError: not a video, damaged before the last frame, or shorter.
+        InputError: not a video, damaged before the last frame, shorter, or its frames change in size.
     """
     numbers = np.asarray(numbers, dtype=np.int64)
     if numbers.ndim != 1 or not len(numbers) or numbers.min() < 0:
         raise ValueError(f"numbers must be some frame numbers from 0, not {numbers.tolist()}")
-    wanted, places = np.unique(numbers, return_inverse=True)
-    found: list[np.ndarray] = []
-    num_there = 0
-    with _named_errors(path):
-        for frame in islice(_decode(path), int(wanted[-1]) + 1):
-            if num_there == wanted[len(found)]:
-                found.append(_to_rgb(frame))
-            num_there += 1
-    if len(found) < len(wanted):
-        raise InputError(f"{path}: has {num_there} frames, frame {wanted[-1]} is asked for; index the videos again")
-    return np.stack(found)[places]
+    frames: np.ndarray | None = None
+    for number, frame in _frames_at(path, set(numbers.tolist())):
+        seen = frame if view is None else view(frame)
+        if frames is None:
+            frames = np.empty((len(numbers), *seen.shape), np.uint8)
+        if seen.shape != frames.shape[1:]:
+            raise InputError(f"{path}: its frames change in size at frame {number}; index the videos again")
+        frames[numbers == number] = seen
+    return frames
 
 
 @dataclass(frozen=True)
@@ -139,8 +141,8 @@ def probe_video(path: Path) -> VideoInfo:
     """Decode a whole video and count; nothing is converted to RGB.
 
     Raises:
-        VideoError: not a video, cut short (by the byte counts of its own container), damaged, without frames, or its
-            frames change in size.
+        VideoError: not a video, cut short (as far as its container tells, see `utils.containers`), damaged, without
+            frames, or its frames change in size.
     """
     with _named_errors(path):
         if missing := count_missing_bytes(path):
@@ -190,6 +192,18 @@ def _open_stream(path: Path) -> Iterator[tuple[av.container.InputContainer, av.V
         # Default threading is half as fast on 3-frame clips and can hang beside DataLoader workers.
         stream.codec_context.thread_count = 1
         yield container, stream
+
+
+def _frames_at(path: Path, wanted: set[int]) -> Iterator[tuple[int, np.ndarray]]:
+    """Frames with their numbers, in rising order, each uint8 (H, W, 3)."""
+    num_there, last = 0, max(wanted)
+    with _named_errors(path):
+        for number, frame in enumerate(islice(_decode(path), last + 1)):
+            num_there += 1
+            if number in wanted:
+                yield number, _to_rgb(frame)
+    if num_there <= last:
+        raise InputError(f"{path}: has {num_there} frames, frame {last} is asked for; index the videos again")
 
 
 def _decode(path: Path) -> Iterator[av.VideoFrame]:

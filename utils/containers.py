@@ -2,6 +2,15 @@
 
 Decoders read a file that was cut short to where it ends and say nothing: the frames that are there look right. But each
 of these containers states in bytes how long its parts are. Frame counts in headers are estimates, and not looked at.
+
+Some files do not tell, and pass for whole however short they are:
+
+- MKV and WebM written as a live stream, whose segment has no length;
+- fragmented MP4 cut exactly between two boxes: each fragment is whole, and nothing says how many there were;
+- MP4 and MOV whose last box has no length ("to the end of the file");
+- AVI written as a stream (its length is 0 or all ones), and one above 1 GB cut exactly between two of its parts.
+
+Of these, only a cut that damages a frame is seen, by the decoder.
 """
 
 from __future__ import annotations

@@ -85,13 +85,14 @@ def split_hold_out(index: ItemIndex, path: Path, *, fraction: float, seed: int, 
         InputError: the file was drawn with other settings or from another data set, or was edited.
     """
     sources, is_paired = index.groups, index.is_paired
-    labels = _strata_of(index) if index.has_groups else _labels_of(index, sources)
-    # Of the combinations of several tasks' classes, and of groups, some are rare.
-    keep_lone = index.has_groups or task_labels_path(index.index_path).is_file()
+    # Some groups and combinations of tasks' classes are rare, and one source may have several: a person does many
+    # things, and of two equal videos one may lack a task's label.
+    is_mixed = index.has_groups or task_labels_path(index.index_path).is_file()
+    labels = _strata_of(index) if is_mixed else _labels_of(index, sources)
     if not path.exists():
         with locked(path):
             if not path.exists():  # another process may just have drawn
-                _write(labels, path, fraction, seed, _PAIRINGS[is_paired], keep_lone=keep_lone)
+                _write(labels, path, fraction, seed, _PAIRINGS[is_paired], keep_lone=is_mixed)
     table = read_table(path, HOLD_OUT)
     _require_settings(table, path, fraction, seed)
     known = set(table["source_sha256"])
@@ -100,6 +101,8 @@ def split_hold_out(index: ItemIndex, path: Path, *, fraction: float, seed: int, 
         is_paired = set(table["pairing"]) == {_PAIRINGS[True]}  # rows of unknown source are not listed either
     _require_pairing(table, path, index, is_paired)
     _require_sources(table, path, index, labels)
+    if not is_mixed:  # else labels depend on which of its sources' items an index has
+        _require_labels(table, path, index, labels)
     held = set(table["source_sha256"][table["part"] == _HELD])
     trained = known - held
     is_held = np.array([source in held for source in sources])
@@ -120,18 +123,22 @@ def write_hold_out(sources: Mapping[str, int], path: Path, *, fraction: float, s
 
 
 def _labels_of(index: ItemIndex, sources: list[str]) -> dict[str, int]:
-    labels: dict[str, int] = {}
-    for source, label in zip(sources, index.labels, strict=True):
-        if labels.setdefault(source, label) != label:
+    is_image = "image_path" in index.table
+    names = index.table["image_path" if is_image else "video_path"]
+    or_group = "" if is_image else "; or, where clips of one video may differ, name it in the column group"
+    first: dict[str, tuple[int, str]] = {}
+    for source, label, name in zip(sources, index.labels, names, strict=True):
+        known, earlier = first.setdefault(source, (label, name))
+        if known != label:
             raise InputError(
-                f"{index.index_path}: source {source} has label {labels[source]} and label {label}; one image cannot "
-                "be on both sides: remove the rows of one of them"
+                f"{index.index_path}: {earlier} has label {known} and {name} has label {label}, but both are of source "
+                f"{source}, which is held out as one; remove one of them, or correct its label{or_group}"
             )
-    return labels
+    return {source: label for source, (label, _) in first.items()}
 
 
 def _strata_of(index: ItemIndex) -> dict[str, int]:
-    """Each group's most frequent label: it may have several, as one person does many things.
+    """Each group's most frequent label, of which it may have several.
 
     What is held out is then nearly, not exactly, the share `fraction` of each class.
     """
@@ -183,15 +190,17 @@ def _require_pairing(table: pd.DataFrame, path: Path, index: ItemIndex, is_paire
 
 
 def _require_sources(table: pd.DataFrame, path: Path, index: ItemIndex, labels: Mapping[str, int]) -> None:
-    known = dict(zip(table["source_sha256"], table["label"], strict=True))
+    known = set(table["source_sha256"])
     if missing := [source for source in labels if source not in known]:
         raise InputError(
             f"{path}: was drawn from another data set than {index.index_path}: {len(missing)} of {len(labels)} sources "
             f"are not in it, the first: {missing[0]}; delete it and begin with the arm that has most sources, or set "
             "hold_out.file to another file"
         )
-    if index.has_groups:
-        return  # their labels depend on which of their videos an index has
+
+
+def _require_labels(table: pd.DataFrame, path: Path, index: ItemIndex, labels: Mapping[str, int]) -> None:
+    known = dict(zip(table["source_sha256"], table["label"], strict=True))
     for source, label in labels.items():
         if known[source] != label:
             raise InputError(

@@ -81,7 +81,8 @@ class TrainingSettings(Settings):
         accumulate: compute an update in this many parts; less memory, the same update but for BatchNorm.
         epochs: passes over the training set. `updates`: where given, the run has this many updates instead, whatever
             `epochs` says; but `epochs` alone wins over a protocol's `updates`.
-        sampling: `shuffled`, or `class_balanced` (drawn with replacement, all classes equally often).
+        sampling: `shuffled`, or `class_balanced` (drawn with replacement, all classes equally often;
+            with several tasks all combinations of labels, and items that lack a label as often as if shuffled).
         optimizer: `sgd`, or `adamw` (with `momentum` as its first and `beta2` as its second decay rate).
         lr: learning rate. `lr_scaling`: times batch_size / lr_batch_size (`linear`) or the root of it (`sqrt`).
         schedule: `step` (every `lr_step` epochs times `lr_gamma`), `cosine` (down to `min_lr` at the last update),

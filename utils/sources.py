@@ -196,7 +196,7 @@ def video_files(videos: ItemIndex, sampling: FrameSampling, image_size: int) -> 
     def read(path: Path) -> np.ndarray:
         length = lengths.get(path) or probe_video(path).num_frames
         numbers = sampling.stored_frames(int(length)).flatten()
-        return np.stack([resize_and_centre_crop(frame, image_size) for frame in read_frames(path, numbers)])
+        return read_frames(path, numbers, lambda frame: resize_and_centre_crop(frame, image_size))
 
     rule = f"{sampling.rule}, shorter side to {image_size} px, centre crop"
     return Files(videos, read, (sampling.num_stored, image_size, image_size), rule)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections import Counter
 from pathlib import Path
@@ -167,10 +168,11 @@ def test_one_file_in_train_and_val_is_refused_by_both_names(raw, output):
 def test_copies_are_on_one_side_and_named(raw, output, caplog):
     write_folders(raw, {"a": 12, "b": 12})
     for number in range(12):
-        shutil.copy(raw / f"a/a_{number}.mp4", raw / f"b/copy_{number}.mp4")
+        shutil.copy(raw / f"a/a_{number}.mp4", raw / f"a/copy_{number}.mp4")
     sides = split_of(index(raw, output))
-    assert all(sides[f"a/a_{number}.mp4"] == sides[f"b/copy_{number}.mp4"] for number in range(12))
-    assert "b/copy_3.mp4: is a copy of a/a_3.mp4, but of class 'b', not 'a'; both are kept" in caplog.text
+    assert all(sides[f"a/a_{number}.mp4"] == sides[f"a/copy_{number}.mp4"] for number in range(12))
+    assert len(set(sides.values())) == 3
+    assert "a/copy_3.mp4: is a copy of a/a_3.mp4; both are kept, on one side" in caplog.text
 
 
 def test_a_missing_val_split_is_named(raw, output, caplog):
@@ -204,6 +206,30 @@ def test_balanced_subsets(raw, output, own_splits):
         write_folders(raw, {"a": 9, "b": 5})
         expected = {"train": {"a": 2, "b": 2}, "val": {"a": 1, "b": 1}, "test": {"a": 1, "b": 1}}
     assert counts(index(raw, output, per_class=4)) == expected
+
+
+def write_half_labelled(raw: Path) -> None:
+    """16 videos of two tasks: four of each whole combination but one, and one video whose second label is missing."""
+    combinations = [{"dark": dark, "half": half} for dark in (0, 1) for half in (0, 1)]
+    labels = {f"{number:02d}.avi": combinations[number % 4] for number in range(15)}
+    write_labelled(raw, {"": labels | {"15.avi": {"dark": 0}}})
+
+
+def test_balanced_subsets_count_the_videos_that_have_all_labels(raw, output, caplog):
+    write_half_labelled(raw)
+    rows = index(raw, output, "labels_json", per_class=3, splits={"train": 0.4, "val": 0.3, "test": 0.3})
+    names = ("dark=0 half=0", "dark=0 half=1", "dark=1 half=0", "dark=1 half=1")
+    kept = Counter(row["class_name"] for of_split in rows.values() for row in of_split)
+    assert kept == dict.fromkeys(names, 3)
+    assert "per_class: left out, because they lack the label of a task: 1 videos" in caplog.text
+
+
+def test_where_no_video_has_all_labels_every_combination_is_a_class_of_a_balanced_subset(raw, output):
+    labels = {f"{number:02d}.avi": {"xy"[number % 2]: number // 2 % 2} for number in range(16)}
+    write_labelled(raw, {"": labels})
+    rows = index(raw, output, "labels_json", per_class=3)
+    kept = Counter(row["class_name"] for of_split in rows.values() for row in of_split)
+    assert kept == {"x=0 y=?": 3, "x=1 y=?": 3, "x=? y=0": 3, "x=? y=1": 3}
 
 
 def test_class_distribution_is_a_table_and_a_picture(raw, output):
@@ -648,6 +674,10 @@ def test_the_output_may_lie_beside_the_class_folders(raw):
         ({"layout": "ucf", "seed": -1}, "2 problems"),
         ({"ucf101": {"split": 4}}, "ucf101.split"),
         ({"groups_csv": "nowhere.csv"}, "nowhere.csv does not exist"),
+        ({"ucf101": {"split": 2}}, "ucf101: is for layout=ucf101, not folders; drop the section"),
+        ({"layout": "labels_json", "ucf101": {"test_as_val": True}}, "ucf101: is for layout=ucf101, not labels_json"),
+        ({"index_csv": "train.csv"}, "index_csv: is for layout=clip_index, not folders; drop the key"),
+        ({"layout": "ucf101", "index_csv": "train.csv"}, "index_csv: is for layout=clip_index, not ucf101"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(tmp_path, keys, says):
@@ -663,6 +693,18 @@ def test_the_script_s_yaml_has_the_defaults(tmp_path):
     assert settings == build_settings(
         IndexVideosSettings, {"data_root": str(tmp_path), "output_dir": f"{tmp_path}/out", "layout": "folders"}, "test"
     )
+
+
+def test_the_yaml_s_example_of_a_pattern_keeps_equal_numbers_of_two_classes_apart():
+    config = Path(index_videos.__file__).with_name("index_videos.yaml").read_text()
+    pattern = re.search(r"group_pattern:.*?'(.+?)'", config).group(1)
+    assert build_settings(
+        IndexVideosSettings,
+        {"data_root": ".", "output_dir": "out", "layout": "folders", "group_pattern": pattern},
+        "test",
+    )
+    found = [re.search(pattern, path).group(1) for path in ("train/Run/v_Run_g08_c01.avi", "Jump/v_Jump_g08_c02.avi")]
+    assert found == ["v_Run_g08", "v_Jump_g08"]
 
 
 def test_the_script_prints_the_trainer_s_keys(raw, output, monkeypatch, capsys):

@@ -115,6 +115,27 @@ def test_batches_carry_targets_where_they_are_given_and_labels_balance():
     assert torch.equal(seen, torch.tensor(targets))
 
 
+def test_class_balanced_sampling_leaves_items_with_missing_labels_at_their_rate():
+    """Two tasks: 16 and 4 items of two whole combinations, and two partial ones of 2 and 1 items."""
+    labels = np.array([0] * 16 + [1] * 4 + [2] * 2 + [3])
+    targets = np.array([[0, 0]] * 16 + [[0, 1]] * 4 + [[-1, 1]] * 2 + [[1, -1]])
+    batches = build(labels=labels, targets=targets, class_balanced=True)
+    drawn = torch.cat([batches.order(epoch) for epoch in range(1, 401)]).numpy()
+    shares = np.bincount(labels[drawn]) / len(drawn)
+    expected = np.array([10, 10, 2, 1]) / NUM_ITEMS  # the 20 whole items halved, the 3 others as often as shuffled
+    np.testing.assert_allclose(shares, expected, atol=5 * (1 / 4 / len(drawn)) ** 0.5)
+    of_class_1 = np.bincount(drawn[labels[drawn] == 1], minlength=NUM_ITEMS)[16:20]
+    np.testing.assert_allclose(of_class_1 / of_class_1.sum(), 1 / 4, atol=0.04)
+
+
+def test_class_balanced_sampling_looks_at_the_positions_alone():
+    """Whole items that are held out do not make the partial ones count less."""
+    labels, targets = np.array([0] * 20 + [1] * 3), np.array([[0, 0]] * 20 + [[0, -1]] * 3)
+    batches = build(labels=labels, targets=targets, positions=range(18, 23), class_balanced=True)
+    drawn = torch.cat([batches.order(epoch) for epoch in range(1, 1001)]).numpy()
+    np.testing.assert_allclose(np.bincount(drawn - 18) / len(drawn), 1 / 5, atol=5 * (4 / 25 / len(drawn)) ** 0.5)
+
+
 @pytest.mark.parametrize("num_ranks", [1, 2, 3])
 @pytest.mark.parametrize("num_parts", [1, 2, 3])
 @pytest.mark.parametrize("num_items", range(1, 14))

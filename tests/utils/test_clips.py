@@ -9,6 +9,7 @@ import platform
 import re
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -402,6 +403,44 @@ def test_decoding_ends_with_the_last_frame_that_is_asked_for(tmp_path, monkeypat
     monkeypatch.setattr(clips, "_to_rgb", lambda frame: converted.append(1) or convert(frame))
     read_frames(path, [9, 4, 9])
     assert (len(decoded), len(converted)) == (10, 2)
+
+
+def test_frames_are_viewed_as_they_are_decoded_once_each_and_in_the_order_asked_for(tmp_path):
+    path = write_video(tmp_path / "video.mp4", num_frames=12)
+    whole, seen = read_clip(path, 12), []
+
+    def corner(frame: np.ndarray) -> np.ndarray:
+        seen.append(frame.shape)
+        return frame[:4, :6]
+
+    frames = read_frames(path, [9, 4, 9, 0], corner)
+    np.testing.assert_array_equal(frames, whole[[9, 4, 9, 0], :4, :6])
+    assert frames.dtype == np.uint8 and frames.flags.c_contiguous
+    assert seen == [(32, 32, 3)] * 3
+
+
+def test_reading_frames_holds_one_full_frame_at_a_time(tmp_path):
+    """100 frames of 256 x 256 are 19.7 MB; their corners are 0.1 MB."""
+    path = write_video(tmp_path / "video.mp4", num_frames=100, size=256)
+    tracemalloc.start()
+    try:
+        frames = read_frames(path, np.arange(100), lambda frame: frame[:16, :16].copy())
+        of_views = tracemalloc.get_traced_memory()[1]
+        tracemalloc.reset_peak()
+        whole = read_frames(path, np.arange(100))
+        of_frames = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    np.testing.assert_array_equal(frames, whole[:, :16, :16])
+    assert of_views < 3e6 and of_frames < 24e6, (of_views, of_frames)
+
+
+def test_an_error_of_the_view_is_the_caller_s(tmp_path):
+    def fail(frame: np.ndarray) -> np.ndarray:
+        raise ValueError("no such view")
+
+    with pytest.raises(ValueError, match=r"^no such view$"):
+        read_frames(write_video(tmp_path / "video.avi"), [0], fail)
 
 
 def test_a_frame_beyond_the_end_is_named(tmp_path):

@@ -317,9 +317,23 @@ def test_other_labels_are_refused(drawn):
 def test_one_image_with_two_labels_is_refused(tmp_path):
     index = image_index()
     index.table.loc[20, "sha256"] = sha(0, 0)
-    with pytest.raises(InputError, match=f"^images.csv: source {sha(0, 0)} has label 0 and label 1; one image cannot"):
+    says = f"^images.csv: 0/0.png has label 0 and 1/0.png has label 1, but both are of source {sha(0, 0)}, "
+    with pytest.raises(InputError, match=says):
         split_hold_out(index, tmp_path / "hold_out.csv", **RULE)
     assert not (tmp_path / "hold_out.csv").exists()
+
+
+def test_two_clips_of_one_source_with_two_labels_are_refused_until_they_name_a_group(tmp_path):
+    rows = [
+        {"video_path": f"{number}.avi", "label": number % 2, "source_sha256": sha(0, number // 2), "group": ""}
+        for number in range(8)
+    ]
+    says = "^clips.csv: 0.avi has label 0 and 1.avi has label 1, but .*, or correct its label; or, .* the column group$"
+    with pytest.raises(InputError, match=says):
+        split_hold_out(index_of(rows, "clips.csv"), tmp_path / "hold_out.csv", **RULE)
+    named = index_of([row | {"group": row["source_sha256"]} for row in rows], "clips.csv")
+    held = split_hold_out(named, tmp_path / "hold_out.csv", **RULE).held_positions.tolist()
+    assert len(held) == 2 and held[0] // 2 == held[1] // 2
 
 
 def test_an_index_with_nothing_on_one_side_is_refused(drawn):
