@@ -9,11 +9,11 @@ from typing import Annotated, Literal
 from pydantic import AliasChoices, Field, field_validator, model_validator
 
 from utils.config import Fraction, InputPath, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Settings
+from utils.settings import Device
 
 # Spelled out here so that a config is checked before torch is imported; a test compares it with the registry.
 GENERATORS = ("svd", "static", "camera_motion")
 _WorkingSize = Annotated[int, Field(ge=64, multiple_of=64)]  # survives the VAE's 8x and the U-Net's 8x down-sampling
-_Device = Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?|mps)$")]
 _FrameSize = Annotated[int, Field(ge=16, le=4096, multiple_of=2)]
 _Width = Annotated[int, Field(ge=32, multiple_of=32)]  # GroupNorm's 32 groups
 _VaeChannels = Annotated[tuple[_Width, ...], Field(min_length=4, max_length=4)]
@@ -157,7 +157,7 @@ class GenerationSettings(Settings):
     output_fps: Annotated[int, Field(ge=1, le=1000)] = 6
     codec: Literal["h264", "h264_lossless"] = "h264"
     seed: NonNegativeInt = 0
-    device: _Device = "auto"
+    device: Device = "auto"
     batch_size: PositiveInt = 1
     chunk_size: PositiveInt = 64
     shard: str | None = None
@@ -362,7 +362,7 @@ class SmallSvdSettings(Settings):
     save_every_n_steps: PositiveInt = 250
     cache_mb: NonNegativeInt = 1024
     workers: NonNegativeInt = 0
-    device: _Device = "auto"
+    device: Device = "auto"
     seed: NonNegativeInt = 0
     overwrite: bool = False
 

@@ -2,27 +2,20 @@
 
 from __future__ import annotations
 
-import errno
-from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
 import torch
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import (
-    GatedRepoError,
-    HfHubHTTPError,
-    IncompleteSnapshotError,
-    LocalEntryNotFoundError,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
+from huggingface_hub.errors import IncompleteSnapshotError, RevisionNotFoundError
 from safetensors import SafetensorError
 
 from utils.devices import choose_device
 from utils.errors import InputError
 from utils.files import sha256_bytes
+from utils.hub import explain_hub_error, explain_partial_cache, find_cause, first_line, is_hub_id
 
+_KEY = "diffusion_model"
 _HALF = ("float16", "bfloat16")
 _BLOCK_BYTES, _NUM_BLOCKS = 2**16, 16  # of each file of weights, for the fingerprint
 _LOAD_ERRORS = (OSError, ValueError, TypeError, LookupError, RuntimeError, AttributeError, SafetensorError)
@@ -52,7 +45,7 @@ def load_pipeline(diffusion_model: str, device: str, dtype: str, *, revision: st
     is_cpu = choose_device(device, one_each=True).type == "cpu"
     dtype = ("float32" if is_cpu else "float16") if dtype == "auto" else dtype
     is_local = Path(diffusion_model).is_dir()
-    if not is_local and not _is_hub_id(diffusion_model):
+    if not is_local and not is_hub_id(diffusion_model):
         raise InputError(
             f"diffusion_model: {diffusion_model!r} is neither a folder nor a hub id (owner/name); correct it"
         )
@@ -121,7 +114,7 @@ def _fetch(model_id: str, revision: str | None, dtype: str) -> Path:
     if incomplete is not None:
         raise InputError(_explain_hub_error(model_id, revision, incomplete)) from incomplete
     detail = "unet/ has no weights; if the hub has none either, this is no SVD checkpoint in diffusers' format"
-    raise InputError(_partial_cache(model_id, detail))
+    raise InputError(explain_partial_cache(_KEY, model_id, detail))
 
 
 def _variant(folder: Path, dtype: str) -> str | None:
@@ -134,75 +127,16 @@ def _has_unet(folder: Path, *, is_half: bool) -> bool:
     return any((".fp16" in path.name) == is_half for path in folder.glob("unet/*.safetensors"))
 
 
-def _is_hub_id(name: str) -> bool:
-    return name.count("/") == 1 and not name.startswith((".", "/", "~")) and all(name.split("/"))
-
-
 def _explain_load_error(diffusion_model: str, is_local: bool, error: Exception) -> str:
-    first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     if is_local:
         return (
-            f"diffusion_model: {diffusion_model} is not a complete SVD checkpoint in diffusers' format ({first_line}); "
+            f"{_KEY}: {diffusion_model} is not a complete SVD checkpoint in diffusers' format ({first_line(error)}); "
             "fetch or copy it again"
         )
-    return _partial_cache(diffusion_model, first_line)
-
-
-def _partial_cache(model_id: str, detail: str) -> str:
-    return (
-        f"diffusion_model: the local cache holds only a part of {model_id} ({detail}); with network, run "
-        f"'hf download {model_id}' to complete it, then run the same command again"
-    )
+    return explain_partial_cache(_KEY, diffusion_model, first_line(error))
 
 
 def _explain_hub_error(model_id: str, revision: str | None, error: Exception) -> str:
-    chain = list(_causes(error))
-
-    def find(kind: type) -> BaseException | None:
-        return next((cause for cause in chain if isinstance(cause, kind)), None)
-
-    if any(isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT) for cause in chain):
-        return (
-            f"diffusion_model: the disk is full while {model_id} is fetched (it needs about 5 GB in half precision, "
-            "9 GB in float32); free some space, or set HF_HOME to a larger disk, and run the same command again"
-        )
-    if gated := find(GatedRepoError):
-        page = f"https://huggingface.co/{model_id}"
-        if getattr(getattr(gated, "response", None), "status_code", None) == 401:
-            return (
-                f"diffusion_model: {model_id} is gated and no token was sent; accept its licence at {page}, then run "
-                "'hf auth login' (or set HF_TOKEN)"
-            )
-        return (
-            f"diffusion_model: {model_id} is gated and your token has no access to it; accept its licence at {page} "
-            "with the account of the token, and allow the token to read gated repositories"
-        )
-    if find(RevisionNotFoundError):
+    if find_cause(error, RevisionNotFoundError):
         return f"model_revision: {model_id} has no revision {revision!r}; use a branch, tag or commit that exists"
-    if isinstance(error, IncompleteSnapshotError) or find(IncompleteSnapshotError):
-        return _partial_cache(model_id, "files are missing and the hub cannot be reached")
-    if find(RepositoryNotFoundError):
-        return (
-            f"diffusion_model: the model hub has no {model_id}, or it is private; correct the id, or run "
-            "'hf auth login' with an account that may read it"
-        )
-    status = getattr(getattr(find(HfHubHTTPError), "response", None), "status_code", None)
-    why = f"the hub answered {status}" if status else "it cannot be reached"
-    if not find(LocalEntryNotFoundError) and status is None:
-        why = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    return (
-        f"diffusion_model: {model_id} cannot be had from the model hub ({why}) and is not in the local cache; on a "
-        f"machine with network run 'hf download {model_id}', copy the folder here and set diffusion_model to its path"
-    )
-
-
-def _causes(error: BaseException) -> Iterator[BaseException]:
-    """An error and all that led to it."""
-    seen: set[int] = set()
-    pending: list[BaseException | None] = [error]
-    while pending:
-        cause = pending.pop(0)
-        if cause is not None and id(cause) not in seen:
-            seen.add(id(cause))
-            yield cause
-            pending += [cause.__cause__, cause.__context__]
+    return explain_hub_error(_KEY, model_id, error, size="about 5 GB in half precision, 9 GB in float32")

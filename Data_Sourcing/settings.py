@@ -6,15 +6,16 @@ import re
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, StringConstraints, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from utils.config import Fraction, InputPath, NonNegativeInt, PositiveInt, Settings
+from utils.config import Form, Fraction, InputPath, NonNegativeInt, PositiveInt, Settings
 
 FOLDER_NAME = r"[^.\s/\\\x00-\x1f][^/\\\x00-\x1f]*"  # any name but hidden ones and those with slashes
-_Name = Annotated[str, StringConstraints(pattern=r"^\S.*$")]
+_Name = Annotated[str, Form(r"^\S.*$", "text that begins with no blank")]
 _Share = Annotated[float, Field(gt=0, le=1)]
 _INDEX_CSV = Path("index.csv")
-_FolderName = Annotated[str, StringConstraints(pattern=f"^{FOLDER_NAME}$")]
+_FolderName = Annotated[str, Form(f"^{FOLDER_NAME}$", "a folder's name, without slashes and not hidden")]
+_Md5 = Annotated[str, Form(r"^[0-9a-f]{32}$", "32 of the digits 0 to 9 and a to f")]
 
 
 class ClassSetting(Settings):
@@ -42,7 +43,7 @@ class SourcingSettings(Settings):
     classes: Annotated[tuple[ClassSetting, ...], Field(min_length=1)]
     download: bool = False
     download_url: str = "http://cs231n.stanford.edu/tiny-imagenet-200.zip"
-    download_md5: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{32}$")] = "90528d7ca1a48142e341f4ef8d21d0de"
+    download_md5: _Md5 = "90528d7ca1a48142e341f4ef8d21d0de"
     allow_duplicates: bool = False
     max_rejected_fraction: Annotated[float, Field(ge=0, le=1)] = 0.05
     overwrite: bool = False

@@ -9,9 +9,9 @@ from pydantic import Field, model_validator
 from Baseline_VGG.settings import BaselineSettings
 from Inflated_3D_VGG.settings import InflatedSettings
 from Model_Evaluation.arms import ARMS
-from Model_Evaluation.settings import parse_input
+from Model_Evaluation.settings import RunId, parse_input
 from Model_Evaluation.study_settings import ArmsSettings
-from utils.config import InputPath, Settings
+from utils.config import Form, InputPath, Settings
 from utils.settings import TrainingSettings
 from Video_Models.settings import VideoSettings
 
@@ -20,8 +20,7 @@ TRAINERS: dict[str, type[TrainingSettings]] = {
     "inflated": InflatedSettings,
     "video": VideoSettings,
 }
-_ArmName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.\-]*$")]
-_Key = Annotated[str, Field(pattern=r"^\S+$")]
+_Key = Annotated[str, Form(r"^\S+$", "text without blanks")]
 
 
 class TrainedArm(Settings):
@@ -51,7 +50,7 @@ class CompareArmsSettings(ArmsSettings):
         scoring: without `end_to_end`.
     """
 
-    arms: Annotated[dict[_ArmName, TrainedArm], Field(min_length=2)]
+    arms: Annotated[dict[RunId, TrainedArm], Field(min_length=2)]
     subject: Annotated[tuple[_Key, ...], Field(min_length=1)]
     test_input: str = "clip"
     task: str | None = None

@@ -9,14 +9,16 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AliasChoices, Field, ValidationInfo, field_validator, model_validator
 
-from utils.config import InputPath, NonNegativeInt, PositiveInt, Settings
+from utils.config import Form, InputPath, NonNegativeInt, PositiveInt, Settings
 from utils.settings import ClassifierWidth, Device, ImageSize, Mean, Precision, Std
 from Video_Models.settings import SamplingSettings
 
 _STILLS = ("original", "original_paper_geometry")
 _CLIPS = ("first_frame", "frame", "all_frames", "clip", "static", "shuffled", "reversed")
 _MAX_VIEWS = 12
-_RunId = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.\-]*$")]
+RunId = Annotated[
+    str, Form(r"^[A-Za-z0-9][A-Za-z0-9_.\-]*$", "letters, digits, '_', '.' and '-', the first a letter or digit")
+]
 ModelType = Literal["baseline", "inflated", "video"]
 
 
@@ -90,9 +92,9 @@ class ScoredModel(PublishedModel):
         root, val_csv, clips_root: other clips than those of section `data`.
     """
 
-    name: _RunId
+    name: RunId
     input: str
-    arm: _RunId | None = None
+    arm: RunId | None = None
     root: InputPath | None = None
     val_csv: Path | None = None
     clips_root: InputPath | None = None
@@ -244,7 +246,7 @@ class EvaluationSettings(Settings):
     model3d: PublishedModel | None = None
     data: DataSettings
     num_classes: PositiveInt | None = None
-    subject: tuple[Annotated[str, Field(pattern=r"^\S+$")], ...] = ()
+    subject: tuple[Annotated[str, Form(r"^\S+$", "text without blanks")], ...] = ()
     output_dir: Path = Path("Model_Evaluation/evaluation_results/run")
     latency: LatencySettings = LatencySettings()
     end_to_end: EndToEndSettings | None = None

@@ -14,29 +14,20 @@ class FrameRule:
     Attributes:
         minimum: fewest frames it can take.
         multiple_of: the number must be a multiple; a network that reads frames in tubes of 2 drops an odd last one.
-        exact: the one number it takes, None for no such limit; the other two then count for nothing.
     """
 
     minimum: int = 1
     multiple_of: int = 1
-    exact: int | None = None
 
     def num_repeated(self, num_frames: int) -> int:
         """The smallest number of frames the network takes that is no less than `num_frames`.
 
         Raises:
-            ValueError: `num_frames` is not positive, or more than the network can take.
+            ValueError: `num_frames` is not positive.
         """
         if num_frames < 1:
             raise ValueError(f"num_frames is {num_frames}; a clip has at least one frame")
-        if self.exact is None:
-            least = max(num_frames, self.minimum)
-            return -(-least // self.multiple_of) * self.multiple_of
-        if num_frames > self.exact:
-            raise ValueError(
-                f"num_frames is {num_frames}, but this network takes {self.exact} frames at most; sample fewer"
-            )
-        return self.exact
+        return _next_multiple(max(num_frames, self.minimum), self.multiple_of)
 
     def repeat(self, num_frames: int) -> np.ndarray:
         """Which frame of a clip of T each frame of the network's input is: index floor(i * T / T').
@@ -60,12 +51,10 @@ class SizeRule:
     Attributes:
         minimum: smallest height and width.
         multiple_of: the size must be a multiple; a network that cuts patches of 16 drops what is left at the border.
-        exact: the one size it takes, None for no such limit; the other two then count for nothing.
     """
 
     minimum: int = 1
     multiple_of: int = 1
-    exact: int | None = None
 
     def check(self, image_size: int) -> None:
         """Refuse a size the network cannot take.
@@ -73,15 +62,9 @@ class SizeRule:
         Raises:
             ValueError: one sentence with the nearest size that fits.
         """
-        if self.exact is not None:
-            if image_size != self.exact:
-                raise ValueError(
-                    f"image_size is {image_size}, but this network takes {self.exact} pixels only; set it to that"
-                )
-            return
         if image_size >= self.minimum and image_size % self.multiple_of == 0:
             return
-        nearest = -(-max(image_size, self.minimum) // self.multiple_of) * self.multiple_of
+        nearest = _next_multiple(max(image_size, self.minimum), self.multiple_of)
         multiples = f" in multiples of {self.multiple_of}" if self.multiple_of > 1 else ""
         raise ValueError(
             f"image_size is {image_size}, but this network takes {self.smallest} pixels or more{multiples}; "
@@ -91,6 +74,8 @@ class SizeRule:
     @property
     def smallest(self) -> int:
         """The smallest size the network takes, in pixels."""
-        if self.exact is not None:
-            return self.exact
-        return -(-self.minimum // self.multiple_of) * self.multiple_of
+        return _next_multiple(self.minimum, self.multiple_of)
+
+
+def _next_multiple(least: int, of: int) -> int:
+    return -(-least // of) * of

@@ -34,7 +34,7 @@ class VideoClassifier(nn.Module):
         num_frames: of the clips that it is given.
 
     Raises:
-        ValueError: `num_frames` is more than the rule allows.
+        ValueError: `num_frames` is not positive.
     """
 
     frame_index: torch.Tensor
@@ -64,6 +64,14 @@ class VideoClassifier(nn.Module):
             raise ValueError(f"this network was built for clips of {self.num_frames} frames, not {clip.shape[2]}")
         return self.head(self.backbone(self.repeat_frames(clip)))
 
+    def weight_layers(self) -> list[list[nn.Module]]:
+        """For rates that fall from layer to layer: what comes before the blocks, each block, and the head as one."""
+        blocks = [list(block.modules()) for block in self.backbone.blocks]
+        last = [module for part in (*self.backbone.after_blocks, self.head) for module in part.modules()]
+        named = {module for part in (*blocks, last) for module in part}
+        stem = [module for module in self.modules() if module not in named]
+        return [stem, *blocks, last]
+
     def repeat_frames(self, clip: torch.Tensor) -> torch.Tensor:
         """The frames that the backbone sees: float (B, 3, T, H, W) -> (B, 3, T', H, W)."""
         if len(self.frame_index) == self.num_frames:
@@ -89,7 +97,8 @@ def build_video_classifier(
 
     Args:
         weights: None for random ones; `pretrained` for the family's published ones; a hub id or a local folder (the
-            transformers); or a file: a checkpoint of the family (with its head, where that fits) or a state dict.
+            transformers); or a file: a checkpoint of the family (with its head, where the tasks are the same and all
+            shapes fit) or a state dict.
         num_frames, image_size: of the clips, in frames and pixels.
         config: replaces values of the family's architecture, by their names there.
         adaptation: keyword arguments of `Video_Models.adaptation.adapt`; None trains everything.
@@ -108,7 +117,7 @@ def build_video_classifier(
     else:
         head = build_head(backbone.feature_width, num_classes, hidden_width=rules.hidden_width, dropout=dropout)
     if weights is not None and Path(weights).is_file():
-        _load_head(head, Path(weights))
+        _load_head(head, Path(weights), tasks or {})
     model = VideoClassifier(backbone, head, backbone.frame_rule, num_frames)
     if adaptation is None:
         return model
@@ -171,11 +180,17 @@ def _build_backbone(
         raise ValueError(f"config: {config} does not make a network of family {family} ({error})") from error
 
 
-def _load_head(head: nn.Module, path: Path) -> None:
-    """From a checkpoint of ours whose head has the same layers; any other head stays random."""
-    state_dict = {
-        name.removeprefix(_HEAD): tensor for name, tensor in read_weights(path)[0].items() if name.startswith(_HEAD)
-    }
+def _load_head(head: nn.Module, path: Path, tasks: Mapping[str, int]) -> None:
+    """From a checkpoint of ours whose head has the same layers for the same tasks; any other head stays random.
+
+    Layers go by position: those of (dark, half) would fit (blurry, grainy). That the classes of a task are the same
+    ones is for the trainer to check, which knows their names.
+    """
+    tensors, description = read_weights(path)
+    source_tasks = {} if description is None else description.options.get("tasks") or {}
+    if list(source_tasks) != list(tasks):
+        return
+    state_dict = {name.removeprefix(_HEAD): tensor for name, tensor in tensors.items() if name.startswith(_HEAD)}
     shapes = {name: tensor.shape for name, tensor in head.state_dict().items()}
     if shapes == {name: tensor.shape for name, tensor in state_dict.items()}:
         head.load_state_dict(state_dict)

@@ -33,8 +33,9 @@ class Family:
             none.
         frame_rule, size_rule: what the published architecture takes.
         hidden_width: of the hidden layer in a head of two fully connected layers; 0 is a head of one.
-        config_keys: names in `config`, which replace values of the architecture; None where these are the fields of
-            the network's own configuration class in transformers.
+        config_keys: names in `config`, which replace values of the architecture; of the transformers, those of the
+            library's own configuration that the encoder reads, spelled out so that a typo is found without importing
+            it.
     """
 
     mean: Channels
@@ -45,7 +46,7 @@ class Family:
     frame_rule: FrameRule = field(default_factory=FrameRule)
     size_rule: SizeRule = field(default_factory=SizeRule)
     hidden_width: int = 0
-    config_keys: tuple[str, ...] | None = ()
+    config_keys: tuple[str, ...] = ()
 
     @property
     def is_on_hub(self) -> bool:
@@ -58,14 +59,30 @@ class Family:
         Raises:
             ValueError: naming the first unknown key and the known ones.
         """
-        if self.config_keys is None:
-            return
         if unknown := [key for key in config or {} if key not in self.config_keys]:
             known = ", ".join(sorted(self.config_keys)) or "none"
             raise ValueError(f"config: unknown key {unknown[0]!r}; this family knows: {known}")
 
 
 _INFLATION_KEYS = ("init", "temporal_kernel", "temporal_padding")
+_TRANSFORMER_KEYS = (
+    "attention_probs_dropout_prob",
+    "hidden_act",
+    "hidden_dropout_prob",
+    "hidden_size",
+    "initializer_range",
+    "intermediate_size",
+    "layer_norm_eps",
+    "num_attention_heads",
+    "num_hidden_layers",
+)
+_INFLATED_RESNET = {
+    "mean": IMAGENET_MEAN,
+    "std": IMAGENET_STD,
+    "num_frames": 16,
+    "image_size": 224,
+    "config_keys": (*_INFLATION_KEYS, "layers"),
+}
 _VIDEO_RESNET = {
     "mean": _KINETICS_MEAN,
     "std": _KINETICS_STD,
@@ -82,9 +99,9 @@ FAMILIES: dict[str, Family] = {
         num_frames=16,
         image_size=224,
         pretrained="MCG-NJU/videomae-base-finetuned-kinetics",
-        frame_rule=FrameRule(minimum=2, multiple_of=2),
-        size_rule=SizeRule(minimum=16, multiple_of=16),
-        config_keys=None,
+        frame_rule=FrameRule(multiple_of=2),
+        size_rule=SizeRule(multiple_of=16),
+        config_keys=(*_TRANSFORMER_KEYS, "patch_size", "qv_bias", "tubelet_size", "use_mean_pooling"),
     ),
     # Bertasius et al. 2021
     "timesformer": Family(
@@ -93,8 +110,8 @@ FAMILIES: dict[str, Family] = {
         num_frames=8,
         image_size=224,
         pretrained="facebook/timesformer-base-finetuned-k400",
-        size_rule=SizeRule(minimum=16, multiple_of=16),
-        config_keys=None,
+        size_rule=SizeRule(multiple_of=16),
+        config_keys=(*_TRANSFORMER_KEYS, "attention_type", "drop_path_rate", "patch_size", "qkv_bias"),
     ),
     # Arnab et al. 2021, model 1 (joint attention): tubes of 2 frames, patches of 16 pixels
     "vivit": Family(
@@ -103,9 +120,9 @@ FAMILIES: dict[str, Family] = {
         num_frames=32,
         image_size=224,
         pretrained="google/vivit-b-16x2-kinetics400",
-        frame_rule=FrameRule(minimum=2, multiple_of=2),
-        size_rule=SizeRule(minimum=16, multiple_of=16),
-        config_keys=None,
+        frame_rule=FrameRule(multiple_of=2),
+        size_rule=SizeRule(multiple_of=16),
+        config_keys=(*_TRANSFORMER_KEYS, "qkv_bias", "tubelet_size"),
     ),
     # Carreira & Zisserman 2017. GoogLeNet's published weights want values in -1..1: torchvision's network turns
     # ImageNet's normalisation into that first (`transform_input`), which is left out here for the right numbers.
@@ -119,22 +136,8 @@ FAMILIES: dict[str, Family] = {
         config_keys=(*_INFLATION_KEYS, "width_multiplier"),
     ),
     # Inflated ResNets, as in Wang et al. 2018 (Non-local Neural Networks), there with strides in time
-    "resnet18_3d": Family(
-        mean=IMAGENET_MEAN,
-        std=IMAGENET_STD,
-        num_frames=16,
-        image_size=224,
-        pretrained="ResNet18_Weights.IMAGENET1K_V1",
-        config_keys=(*_INFLATION_KEYS, "layers"),
-    ),
-    "resnet50_3d": Family(
-        mean=IMAGENET_MEAN,
-        std=IMAGENET_STD,
-        num_frames=16,
-        image_size=224,
-        pretrained="ResNet50_Weights.IMAGENET1K_V2",
-        config_keys=(*_INFLATION_KEYS, "layers"),
-    ),
+    "resnet18_3d": Family(pretrained="ResNet18_Weights.IMAGENET1K_V1", **_INFLATED_RESNET),
+    "resnet50_3d": Family(pretrained="ResNet50_Weights.IMAGENET1K_V2", **_INFLATED_RESNET),
     # Tran et al. 2015; its weights were published for Caffe only
     "c3d": Family(
         mean=IMAGENET_MEAN,
@@ -163,7 +166,7 @@ FAMILIES: dict[str, Family] = {
         num_frames=16,
         image_size=224,
         pretrained="MViT_V2_S_Weights.KINETICS400_V1",
-        frame_rule=FrameRule(minimum=2, multiple_of=2),
+        frame_rule=FrameRule(multiple_of=2),
         size_rule=SizeRule(minimum=32, multiple_of=4),
         config_keys=("depths", "embed_dim", "num_heads", "stochastic_depth_prob"),
     ),
@@ -174,7 +177,7 @@ FAMILIES: dict[str, Family] = {
         num_frames=32,
         image_size=224,
         pretrained="Swin3D_T_Weights.KINETICS400_V1",
-        frame_rule=FrameRule(minimum=2, multiple_of=2),
+        frame_rule=FrameRule(multiple_of=2),
         config_keys=("depths", "embed_dim", "num_heads", "stochastic_depth_prob", "window_size"),
     ),
     # Xie et al. 2018; five halvings of the size and three of the frames, the last of them without padding, would need 5

@@ -12,27 +12,15 @@ from torch.nn import functional
 from transformers import TimesformerConfig, TimesformerForVideoClassification, TimesformerModel
 from transformers.models.timesformer.modeling_timesformer import TimesformerSelfAttention
 
-from Video_Models.input_rules import FrameRule, SizeRule
 from Video_Models.positions import Grid, resample_positions, resample_times
-from Video_Models.transformer import DividedAttention, TransformerBackbone, get_value, repeated_frames
-from Video_Models.transformer_config import Architecture, build_config
-from Video_Models.transformer_weights import load_published, read_published
+from Video_Models.transformer import DividedAttention, TransformerBackbone
+from Video_Models.transformer_config import Architecture
+from Video_Models.transformer_weights import load_published, plan_network
 
 ARCHITECTURE = Architecture("timesformer", TimesformerConfig, TimesformerForVideoClassification)
 _DIVIDED = "divided_space_time"
 _POSITIONS = "timesformer.embeddings.position_embeddings"
 _TIMES = "timesformer.embeddings.time_embeddings"
-
-
-def frame_rule(config: Mapping[str, Any] | None = None) -> FrameRule:
-    """Any number of frames."""
-    return FrameRule()
-
-
-def size_rule(config: Mapping[str, Any] | None = None) -> SizeRule:
-    """Whole patches only."""
-    patch = get_value(config, TimesformerConfig, "patch_size")
-    return SizeRule(minimum=patch, multiple_of=patch)
 
 
 def build_backbone(
@@ -54,12 +42,11 @@ def build_backbone(
         InputError: the weights cannot be had or do not fit.
         ValueError: a size or a configuration that the network cannot take, or attention that is not divided.
     """
-    published = None if weights is None else read_published(weights, ARCHITECTURE, config)
-    values = dict(config or {}) if published is None else published.values | dict(config or {})
-    if (kind := values.get("attention_type", _DIVIDED)) != _DIVIDED:
-        raise ValueError(f"config: attention_type is {kind!r}, but only {_DIVIDED} is built here; drop the key")
-    frames = repeated_frames(frame_rule(values), size_rule(values), num_frames, image_size)
-    target = build_config(ARCHITECTURE, values, num_frames=frames, image_size=image_size)
+    published, target = plan_network(weights, ARCHITECTURE, config, num_frames=num_frames, image_size=image_size)
+    if target.attention_type != _DIVIDED:
+        raise ValueError(
+            f"config: attention_type is {target.attention_type!r}, but only {_DIVIDED} is built here; drop the key"
+        )
     backbone = TimesformerBackbone(target)
     if published is not None:
         load_published(backbone, _resample(published.state, published.config, target), published.origin)
@@ -88,8 +75,7 @@ class TimesformerBackbone(TransformerBackbone):
     lora_targets = ("qkv",)  # query, key and value are one layer
 
     def __init__(self, config: TimesformerConfig) -> None:
-        values = config.to_dict()
-        super().__init__(config, frame_rule=frame_rule(values), size_rule=size_rule(values))
+        super().__init__(config)
         self.timesformer = TimesformerModel(config)
         for block in self.blocks:
             for attention in (block.temporal_attention, block.attention):

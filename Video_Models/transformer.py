@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from Video_Models.backbone import Backbone
-from Video_Models.input_rules import FrameRule, SizeRule
 from Video_Models.positions import Grid
-from Video_Models.transformer_config import config_values
+from Video_Models.transformer_config import config_values, input_rules
 
 
 @dataclass(frozen=True)
@@ -41,7 +39,8 @@ class TransformerBackbone(Backbone):
         tubelet_frames: frames that one token covers.
     """
 
-    def __init__(self, config: PreTrainedConfig, *, frame_rule: FrameRule, size_rule: SizeRule) -> None:
+    def __init__(self, config: PreTrainedConfig) -> None:
+        frame_rule, size_rule = input_rules(config)
         super().__init__(config.hidden_size, frame_rule=frame_rule, size_rule=size_rule)
         self.config = config_values(config)
         self.num_frames, self.image_size = config.num_frames, config.image_size
@@ -82,17 +81,6 @@ class TransformerBackbone(Backbone):
         if clip.shape[1:] != expected:
             raise ValueError(f"a clip is {tuple(clip.shape[1:])}, but this network was built for {expected}")
         return clip.transpose(1, 2)  # (B, C, T, H, W) -> (B, T, C, H, W)
-
-
-def repeated_frames(rule: FrameRule, sizes: SizeRule, num_frames: int, image_size: int) -> int:
-    """Frames of the network's input for clips of `num_frames`; raises ValueError for a size it cannot take."""
-    sizes.check(image_size)
-    return rule.num_repeated(num_frames)
-
-
-def get_value(config: Mapping[str, Any] | None, config_class: type[PreTrainedConfig], key: str) -> Any:
-    """A value of `config`, or else the family's default."""
-    return (config or {}).get(key, getattr(config_class, key))
 
 
 @contextmanager

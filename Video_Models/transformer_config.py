@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.activations import ACT2FN
 
+from Video_Models.input_rules import FrameRule, SizeRule
+from Video_Models.registry import FAMILIES
+
 SIZE_KEYS = ("num_frames", "image_size")
-_OF_OTHER_PARTS = ("decoder_", "norm_pix_loss", "pooler_")  # not of the encoder, which is all that is built
 
 
 @dataclass(frozen=True)
@@ -28,13 +31,6 @@ class Architecture:
     classifier_class: type[PreTrainedModel]
 
 
-def architecture_keys(config_class: type[PreTrainedConfig]) -> tuple[str, ...]:
-    """The names that `config` of a family's builder may hold: its configuration's own, but for frames and size."""
-    shared = {field.name for field in fields(PreTrainedConfig)} | {*SIZE_KEYS, "num_channels"}
-    names = sorted(field.name for field in fields(config_class) if field.name not in shared)
-    return tuple(name for name in names if not name.startswith(_OF_OTHER_PARTS))
-
-
 def build_config(
     architecture: Architecture, values: Mapping[str, Any] | None, *, num_frames: int, image_size: int
 ) -> PreTrainedConfig:
@@ -44,9 +40,7 @@ def build_config(
         ValueError: an unknown name, or a value of the wrong kind.
     """
     values = dict(values or {})
-    known = architecture_keys(architecture.config_class)
-    if unknown := [key for key in values if key not in known]:
-        raise ValueError(f"config: unknown key {unknown[0]!r}; this family knows: {', '.join(known)}")
+    FAMILIES[architecture.name].check_config(values)
     try:
         config = architecture.config_class(**values, num_frames=num_frames, image_size=image_size)
     except (StrictDataclassError, TypeError, ValueError) as error:
@@ -64,8 +58,25 @@ def build_config(
 def config_values(config: PreTrainedConfig) -> dict[str, Any]:
     """A configuration's values that differ from the family's defaults: what `build_config` makes it of again."""
     defaults = type(config)()
-    differing = {key: getattr(config, key) for key in architecture_keys(type(config))}
-    return {key: value for key, value in differing.items() if not _is_same(value, getattr(defaults, key))}
+    values = {key: getattr(config, key) for key in FAMILIES[config.model_type].config_keys}
+    return {key: value for key, value in values.items() if not _is_same(value, getattr(defaults, key))}
+
+
+def input_rules(config: PreTrainedConfig) -> tuple[FrameRule, SizeRule]:
+    """Whole tubes and whole patches only: VideoMAE would drop the last frame of three without a word.
+
+    Raises:
+        ValueError: a tube or patch that has no frames or pixels.
+    """
+    tubelet = getattr(config, "tubelet_size", 1)  # TimeSformer has none
+    sides = (tubelet, config.patch_size, config.patch_size) if isinstance(tubelet, int) else tuple(tubelet)
+    if len(sides) != 3 or min(sides) < 1:
+        raise ValueError(
+            f"config: a token covers {' x '.join(map(str, sides))} frames and pixels, expected three positive numbers; "
+            "correct tubelet_size or patch_size"
+        )
+    num_frames, height, width = sides
+    return FrameRule(multiple_of=num_frames), SizeRule(multiple_of=math.lcm(height, width))
 
 
 def _is_same(value: Any, default: Any) -> bool:

@@ -18,10 +18,10 @@ from transformers.utils import logging as transformers_logging
 
 from utils.checkpoints import ModelDescription, read_description, read_weights
 from utils.errors import InputError
-from utils.hub import fetch_snapshot, is_hub_id
+from utils.hub import fetch_snapshot, first_line, is_hub_id
 from utils.tensor_files import StateDict
 from Video_Models.registry import FAMILIES, PRETRAINED
-from Video_Models.transformer_config import SIZE_KEYS, Architecture, build_config, config_values
+from Video_Models.transformer_config import SIZE_KEYS, Architecture, build_config, config_values, input_rules
 
 Channels = tuple[float, float, float]
 
@@ -93,6 +93,33 @@ def read_published(
     return _read_folder(folder, architecture, values or {}, str(weights))
 
 
+def plan_network(
+    weights: str | Path | None,
+    architecture: Architecture,
+    values: Mapping[str, Any] | None,
+    *,
+    num_frames: int,
+    image_size: int,
+) -> tuple[PublishedWeights | None, PreTrainedConfig]:
+    """What a backbone is built from: the published weights, where some are named, and its configuration.
+
+    Args:
+        values: replace those of the published configuration, or of the family's, as `config` of the builder.
+        num_frames, image_size: of the clips; more frames are built in where the network's rule asks for them.
+
+    Raises:
+        InputError: as `read_published`.
+        ValueError: a size or a configuration that the network cannot take.
+    """
+    published = None if weights is None else read_published(weights, architecture, values)
+    values = (published.values if published else {}) | dict(values or {})
+    config = build_config(architecture, values, num_frames=num_frames, image_size=image_size)
+    frame_rule, size_rule = input_rules(config)
+    size_rule.check(image_size)
+    config.num_frames = frame_rule.num_repeated(num_frames)
+    return published, config
+
+
 def find_weights(weights: str | Path, architecture: Architecture) -> str | Path:
     """The hub id of `pretrained`, the folder of a file that `save_pretrained` wrote; anything else as it is.
 
@@ -157,7 +184,7 @@ def _read_config(folder: Path, architecture: Architecture, origin: str) -> PreTr
     try:
         return architecture.config_class.from_pretrained(folder, local_files_only=True)
     except (StrictDataclassError, *_LOAD_ERRORS) as error:
-        raise InputError(f"weights: {path} cannot be read ({_first_line(error)}); copy it again") from None
+        raise InputError(f"weights: {path} cannot be read ({first_line(error)}); copy it again") from None
 
 
 def _read_folder(folder: Path, architecture: Architecture, values: Mapping[str, Any], origin: str) -> PublishedWeights:
@@ -176,7 +203,7 @@ def _read_folder(folder: Path, architecture: Architecture, values: Mapping[str, 
             )
     except _LOAD_ERRORS as error:
         raise InputError(
-            f"weights: {origin} is not a complete {architecture.name} network ({_first_line(error)}); fetch or copy "
+            f"weights: {origin} is not a complete {architecture.name} network ({first_line(error)}); fetch or copy "
             "the folder again"
         ) from error
     absent = set(loading["missing_keys"]) | {name for name, *_ in loading["mismatched_keys"]}
@@ -227,10 +254,6 @@ def load_published(backbone: nn.Module, state: StateDict, origin: str) -> None:
     if misfits:
         raise InputError(f"weights: {origin} {misfits[0]}; check family, config, num_frames and image_size")
     backbone.load_state_dict(state)
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 
 @contextmanager

@@ -10,25 +10,12 @@ import torch
 from torch import Tensor, nn
 from transformers import VideoMAEConfig, VideoMAEForVideoClassification, VideoMAEModel
 
-from Video_Models.input_rules import FrameRule, SizeRule
 from Video_Models.positions import Grid
-from Video_Models.transformer import TransformerBackbone, get_value, recording_attention, repeated_frames
-from Video_Models.transformer_config import Architecture, build_config
-from Video_Models.transformer_weights import load_published, read_published
+from Video_Models.transformer import TransformerBackbone, recording_attention
+from Video_Models.transformer_config import Architecture
+from Video_Models.transformer_weights import load_published, plan_network
 
 ARCHITECTURE = Architecture("videomae", VideoMAEConfig, VideoMAEForVideoClassification)
-
-
-def frame_rule(config: Mapping[str, Any] | None = None) -> FrameRule:
-    """Whole tubes only: the network would drop the last frame of three without a word."""
-    tubelet = get_value(config, VideoMAEConfig, "tubelet_size")
-    return FrameRule(minimum=tubelet, multiple_of=tubelet)
-
-
-def size_rule(config: Mapping[str, Any] | None = None) -> SizeRule:
-    """Whole patches only."""
-    patch = get_value(config, VideoMAEConfig, "patch_size")
-    return SizeRule(minimum=patch, multiple_of=patch)
 
 
 def build_backbone(
@@ -47,17 +34,15 @@ def build_backbone(
         weights: None for random ones, or what `read_published` reads. The network that was only pre-trained
             (`MCG-NJU/videomae-base`) reads its first token by its own configuration; `config: {use_mean_pooling: true}`
             is how its authors fine-tune it.
-        num_frames: of the clips; more are built in where `frame_rule` asks for them.
+        num_frames: of the clips; more are built in where the rule of whole tubes asks for them.
         config: replaces values of `VideoMAEConfig`, or of the weights' own configuration.
 
     Raises:
         InputError: the weights cannot be had or do not fit.
         ValueError: a size or a configuration that the network cannot take.
     """
-    published = None if weights is None else read_published(weights, ARCHITECTURE, config)
-    values = dict(config or {}) if published is None else published.values | dict(config or {})
-    frames = repeated_frames(frame_rule(values), size_rule(values), num_frames, image_size)
-    backbone = VideoMAEBackbone(build_config(ARCHITECTURE, values, num_frames=frames, image_size=image_size))
+    published, target = plan_network(weights, ARCHITECTURE, config, num_frames=num_frames, image_size=image_size)
+    backbone = VideoMAEBackbone(target)
     if published is not None:
         load_published(backbone, published.state, published.origin)
     return backbone
@@ -69,8 +54,7 @@ class VideoMAEBackbone(TransformerBackbone):
     lora_targets = ("query", "value")
 
     def __init__(self, config: VideoMAEConfig) -> None:
-        values = config.to_dict()
-        super().__init__(config, frame_rule=frame_rule(values), size_rule=size_rule(values))
+        super().__init__(config)
         self.videomae = VideoMAEModel(config)
         _keep_positions_on_the_device(self.videomae)
         self.fc_norm = nn.LayerNorm(config.hidden_size) if config.use_mean_pooling else None

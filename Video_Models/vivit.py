@@ -11,26 +11,13 @@ import torch
 from torch import Tensor, nn
 from transformers import VivitConfig, VivitForVideoClassification, VivitModel
 
-from Video_Models.input_rules import FrameRule, SizeRule
 from Video_Models.positions import Grid, resample_positions
-from Video_Models.transformer import TransformerBackbone, get_value, recording_attention, repeated_frames
-from Video_Models.transformer_config import Architecture, build_config
-from Video_Models.transformer_weights import load_published, read_published
+from Video_Models.transformer import TransformerBackbone, recording_attention
+from Video_Models.transformer_config import Architecture
+from Video_Models.transformer_weights import load_published, plan_network
 
 ARCHITECTURE = Architecture("vivit", VivitConfig, VivitForVideoClassification)
 _POSITIONS = "vivit.embeddings.position_embeddings"
-
-
-def frame_rule(config: Mapping[str, Any] | None = None) -> FrameRule:
-    """Whole tubes only; the published ones are two frames long."""
-    frames = get_value(config, VivitConfig, "tubelet_size")[0]
-    return FrameRule(minimum=frames, multiple_of=frames)
-
-
-def size_rule(config: Mapping[str, Any] | None = None) -> SizeRule:
-    """Whole patches only."""
-    patch = math.lcm(*get_value(config, VivitConfig, "tubelet_size")[1:])
-    return SizeRule(minimum=patch, multiple_of=patch)
 
 
 def build_backbone(
@@ -47,17 +34,14 @@ def build_backbone(
 
     Args:
         weights: None for random ones, or what `read_published` reads.
-        num_frames: of the clips; more are built in where `frame_rule` asks for them.
+        num_frames: of the clips; more are built in where the rule of whole tubes asks for them.
         config: replaces values of `VivitConfig`, or of the weights' own configuration.
 
     Raises:
         InputError: the weights cannot be had or do not fit.
         ValueError: a size or a configuration that the network cannot take.
     """
-    published = None if weights is None else read_published(weights, ARCHITECTURE, config)
-    values = dict(config or {}) if published is None else published.values | dict(config or {})
-    frames = repeated_frames(frame_rule(values), size_rule(values), num_frames, image_size)
-    target = build_config(ARCHITECTURE, values, num_frames=frames, image_size=image_size)
+    published, target = plan_network(weights, ARCHITECTURE, config, num_frames=num_frames, image_size=image_size)
     backbone = VivitBackbone(target)
     if published is not None:
         state = dict(published.state)
@@ -79,8 +63,7 @@ class VivitBackbone(TransformerBackbone):
     lora_targets = ("q_proj", "v_proj")
 
     def __init__(self, config: VivitConfig) -> None:
-        values = config.to_dict()
-        super().__init__(config, frame_rule=frame_rule(values), size_rule=size_rule(values))
+        super().__init__(config)
         self.vivit = VivitModel(config, add_pooling_layer=False)
 
     @property

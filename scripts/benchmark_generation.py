@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field
 
 from scripts.benchmark_table import append_rows, as_overrides, read_rows
-from utils.config import NonNegativeFloat, PositiveInt, Settings, read_settings
+from utils.config import Form, NonNegativeFloat, PositiveInt, Settings, read_settings
 from utils.errors import InputError, run_script
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ class GenerationBenchmarkSettings(Settings):
     """
 
     model: str = "Data_Augmentation_SVD/small_svd"
-    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
+    device: Annotated[str, Form(r"^(auto|cpu|cuda(:\d+)?)$", "auto, cpu, cuda or cuda:N")] = "auto"
     dtype: Literal["auto", "float16", "bfloat16", "float32"] = "auto"
     height: Annotated[int, Field(ge=64, multiple_of=64)] = 64
     width: Annotated[int, Field(ge=64, multiple_of=64)] = 64

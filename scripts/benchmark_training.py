@@ -23,7 +23,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from scripts.benchmark_table import append_rows, as_overrides, read_rows
-from utils.config import InputPath, PositiveInt, Settings, read_settings
+from utils.config import Form, InputPath, PositiveInt, Settings, read_settings
 from utils.errors import run_script
 
 CSV_NAME = "benchmark_training.csv"
@@ -80,7 +80,7 @@ class TrainingBenchmarkSettings(Settings):
         output_dir: where `benchmark_training.csv` is, or will be; rows of other configurations stay.
     """
 
-    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
+    device: Annotated[str, Form(r"^(auto|cpu|cuda(:\d+)?)$", "auto, cpu, cuda or cuda:N")] = "auto"
     rows: Annotated[tuple[Row, ...], Field(min_length=1)] = ("data", "training", "inference", "demo")
     batch_size: PositiveInt = 8
     inference_batch_sizes: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (1, 16)

@@ -376,7 +376,7 @@ def test_bad_class_list_names_the_class(refuse, raw, old, new, says):
 
 def test_empty_class_list(refuse, raw):
     config = "raw_root: raw\noutput_dir: sourced\nclasses: []\n"
-    refuse(FILTER, config, says=["classes: ", "at least 1 item"], at_once=True)
+    refuse(FILTER, config, says=["classes: ", "give at least one"], at_once=True)
 
 
 def test_missing_raw_root_is_named(refuse):

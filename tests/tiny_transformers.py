@@ -6,12 +6,12 @@ from types import ModuleType
 from typing import Any
 
 import torch
+from tiny_families import TINY
 
 from Video_Models import timesformer, videomae, vivit
 from Video_Models.models import VideoClassifier, build_video_classifier
 
 MODULES: dict[str, ModuleType] = {"videomae": videomae, "timesformer": timesformer, "vivit": vivit}
-_TINY = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
 _PATCH = {
     "videomae": {"patch_size": 8},
     "timesformer": {"patch_size": 8},
@@ -22,7 +22,7 @@ NUM_CLASSES = 3
 
 
 def tiny_config(family: str, **values: Any) -> dict[str, Any]:
-    return _TINY | _PATCH[family] | values
+    return TINY[family] | _PATCH[family] | values
 
 
 def build_tiny(family: str, num_frames: int = 4, weights: str | None = None, **options: Any) -> VideoClassifier:

@@ -136,7 +136,7 @@ class Mixing:
         """Normalised inputs, float (B, 3, [T,] H, W), and labels, int64 (B,) -> mixed inputs, targets (B, num_classes).
 
         Labels of several tasks, int64 (B, num_tasks) with `num_classes` of each, become targets of all tasks side by
-        side; a task's part is NaN where one of the two mixed labels is missing (-1).
+        side; a task's part is NaN where a mixed label is missing (-1). A label whose share is 0 is none of them.
 
         Returns:
             the inputs in new memory of the same order and float32 targets, which sum to 1 for each task; both as they
@@ -155,7 +155,7 @@ class Mixing:
         else:
             inputs = inputs.lerp(_take_items(inputs, others), 1 - share)
         hard = _as_shares(labels, num_classes)
-        return inputs, hard.lerp(hard[others], 1 - share)
+        return inputs, _mix_targets(hard, hard[others], share)
 
 
 def _as_shares(labels: torch.Tensor, num_classes: int | Sequence[int]) -> torch.Tensor:
@@ -165,6 +165,13 @@ def _as_shares(labels: torch.Tensor, num_classes: int | Sequence[int]) -> torch.
     tasks = zip(labels.unbind(1), num_classes, strict=True)
     shares = [(functional.one_hot(own.clamp_min(0), count).float(), own < 0) for own, count in tasks]
     return torch.cat([hard.masked_fill(is_missing[:, None], torch.nan) for hard, is_missing in shares], 1)
+
+
+def _mix_targets(own: torch.Tensor, others: torch.Tensor, share: float) -> torch.Tensor:
+    """Targets with `share` of their own; what has no share counts for nothing, even where it is NaN."""
+    if share in (0.0, 1.0):
+        return own if share else others
+    return own.lerp(others, 1 - share)
 
 
 def _scale(inputs: torch.Tensor, scale: torch.Tensor, offset: torch.Tensor) -> torch.Tensor:

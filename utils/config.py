@@ -13,12 +13,25 @@ import json
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
 import yaml
-from pydantic import AfterValidator, AliasChoices, BaseModel, ConfigDict, Field, ValidationError, ValidationInfo
+from pydantic import (
+    AfterValidator,
+    AliasChoices,
+    BaseModel,
+    ConfigDict,
+    Field,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
+    ValidationError,
+    ValidationInfo,
+)
+from pydantic_core import CoreSchema, PydanticCustomError
+from pydantic_core.core_schema import no_info_after_validator_function
 
 from utils.errors import InputError
 
@@ -47,14 +60,30 @@ PositiveFloat = Annotated[float, Field(gt=0)]
 NonNegativeFloat = Annotated[float, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
-# What a value must look like, by the pattern that checks it: a regular expression is no sentence.
-PATTERN_WORDS = {
-    r"^(auto|cpu|cuda(:\d+)?|mps)$": "auto, cpu, cuda, cuda:N or mps",
-    r"^[0-9a-f]{32}$": "32 of the digits 0 to 9 and a to f",
-    r"^\S.*$": "text that begins with no blank",
-    r"^[^.\s/\\\x00-\x1f][^/\\\x00-\x1f]*$": "a folder's name, without slashes and not hidden",
-    r"^[A-Za-z0-9][A-Za-z0-9_.\-]*$": "letters, digits, '_', '.' and '-', the first a letter or digit",
-}
+
+@dataclass(frozen=True)
+class Form:
+    """What a text must look like: `Annotated[str, Form(r"^\\d+$", "digits")]`.
+
+    Attributes:
+        pattern: that it must match.
+        words: the same for a person: a regular expression is no sentence.
+    """
+
+    pattern: str
+    words: str
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return no_info_after_validator_function(self._check, handler(source))
+
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        return {**handler(schema), "pattern": self.pattern, "words": self.words}
+
+    def _check(self, text: str) -> str:
+        if re.fullmatch(self.pattern, text) is None:  # `$` alone would take a line break at the end
+            raise PydanticCustomError("form", "expected {words}", {"words": self.words})
+        return text
+
 
 AnySettings = TypeVar("AnySettings", bound=Settings)
 _NUMBERS = {1: "one", 2: "two", 3: "three"}
@@ -310,8 +339,8 @@ def _say(item: Mapping[str, Any]) -> str:
     kind, message, context = item["type"], item["msg"], item.get("ctx", {})
     if kind == "value_error":  # ours are written as they should be, and may begin with a path
         return message.removeprefix("Value error, ")
-    if kind == "string_pattern_mismatch" and context["pattern"] in PATTERN_WORDS:
-        return f"expected {PATTERN_WORDS[context['pattern']]}"
+    if kind == "form":
+        return message
     if kind == "too_short":
         return f"give at least {_NUMBERS.get(context['min_length'], context['min_length'])}"
     if kind == "too_long":

@@ -86,7 +86,8 @@ class TaskLabelsObjective:
     rarely labelled tasks would be weighted up.
 
     Mixed targets (mixup, cutmix) are float (B, num_logits), NaN in a task's columns where a label is missing: a mixed
-    item counts for the tasks of which both labels are known.
+    item counts for the tasks of which both labels are known. A task that a share f of the items is labelled for then
+    counts about f * f times, and the weight 1 / (f * f) makes up for it.
 
     Args:
         tasks: number of classes of each task.

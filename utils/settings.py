@@ -8,14 +8,14 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from utils.config import Fraction, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Settings
+from utils.config import Form, Fraction, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Settings
 from utils.protocols import fill_in, label
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 Mean = tuple[Fraction, Fraction, Fraction]
 Std = tuple[PositiveFloat, PositiveFloat, PositiveFloat]
-Device = Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?|mps)$")]
+Device = Annotated[str, Form(r"^(auto|cpu|cuda(:\d+)?|mps)$", "auto, cpu, cuda, cuda:N or mps")]
 Precision = Literal["fp32", "bf16", "fp16"]
 ImageSize = Annotated[int, Field(ge=32, le=4096)]
 ClassifierWidth = Annotated[int, Field(ge=1, le=65536)]

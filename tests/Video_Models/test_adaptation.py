@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 from peft.tuners.lora import LoraLayer
-from test_models import TINY
 from test_models import build_tiny as build_any
+from tiny_families import TINY
 from tiny_transformers import MODULES, NUM_CLASSES, build_tiny, random_clips
 from torch import nn
 from torchvision.models.video.swin_transformer import ShiftedWindowAttention3d
@@ -145,10 +145,11 @@ def test_every_familys_products_learn_and_merge_into_the_same_logits(family, opt
     still = [name for name, p in model.named_parameters() if p.requires_grad and not p.grad.abs().sum() > 0]
     assert still == []
     with torch.no_grad():
-        logits = model(clips)
-        merged = merge_lora(model)(clips)
-        assert (logits - plain(clips)).abs().max() > 1e-4
-        assert (merged - logits).abs().max() <= 1e-5 * max(1, logits.abs().max().item())
+        assert (model(clips) - plain(clips)).abs().max() > 1e-4
+        # In float64: I3D's random logits are in the hundreds, and 1.5e-4 of them is float32's rounding.
+        logits = model.double()(clips.double())
+        merged = merge_lora(model)(clips.double())
+        assert (merged - logits).abs().max() <= 1e-12 * max(1, logits.abs().max().item())
     assert merge_lora(model).state_dict().keys() == names
     assert not hasattr(model.backbone, "peft_config")
 

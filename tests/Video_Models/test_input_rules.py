@@ -16,8 +16,6 @@ from Video_Models.input_rules import FrameRule, SizeRule
         (FrameRule(multiple_of=2), 4, [0, 1, 2, 3]),
         (FrameRule(minimum=5), 3, [0, 0, 1, 1, 2]),
         (FrameRule(minimum=5, multiple_of=4), 1, [0] * 8),
-        (FrameRule(exact=8), 3, [0, 0, 0, 1, 1, 1, 2, 2]),
-        (FrameRule(exact=3), 3, [0, 1, 2]),
     ],
 )
 def test_frames_are_repeated_by_the_rule(rule, num_frames, expected):
@@ -40,9 +38,7 @@ def test_every_frame_is_there_in_order_and_no_more_than_needed(num_frames):
         assert rule.num_repeated(len(index)) == len(index)
 
 
-def test_too_many_and_no_frames_are_refused():
-    with pytest.raises(ValueError, match="num_frames is 9, but this network takes 8 frames at most; sample fewer"):
-        FrameRule(exact=8).repeat(9)
+def test_no_frames_are_refused():
     with pytest.raises(ValueError, match="num_frames is 0; a clip has at least one frame"):
         FrameRule().repeat(0)
 
@@ -59,7 +55,6 @@ def test_too_many_and_no_frames_are_refused():
             "takes 16 pixels or more in multiples of 16; use 3",
         ),
         (SizeRule(minimum=20, multiple_of=16), [32, 48], [16], "takes 32 pixels or more in multiples of 16; use 32"),
-        (SizeRule(exact=224), [224], [112, 448], "takes 224 pixels only; set it to that"),
     ],
 )
 def test_sizes_are_taken_or_refused_with_what_fits(rule, good, bad, message):
@@ -71,7 +66,7 @@ def test_sizes_are_taken_or_refused_with_what_fits(rule, good, bad, message):
 
 
 def test_smallest_size_is_one_that_is_taken():
-    for rule in (SizeRule(), SizeRule(minimum=20, multiple_of=16), SizeRule(exact=224)):
+    for rule in (SizeRule(), SizeRule(minimum=20, multiple_of=16), SizeRule(multiple_of=16)):
         rule.check(rule.smallest)
         with pytest.raises(ValueError, match="image_size"):
-            SizeRule(minimum=rule.minimum + 1, multiple_of=rule.multiple_of, exact=rule.exact).check(rule.smallest - 1)
+            rule.check(rule.smallest - 1)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny_families import TINY
 from torch import nn
 from torchvision import models
 from torchvision.models import video
@@ -27,25 +28,6 @@ from Video_Models.models import (
 from Video_Models.registry import FAMILIES
 from Video_Models.torchvision_video import WindowAverage
 
-_TRANSFORMER = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
-_VIT = {"embed_dim": 16, "depths": [1, 2], "num_heads": [1, 2], "stochastic_depth_prob": 0.0}
-_LAYERS = {"layers": [1, 1, 1, 1]}
-# Small networks of each family; S3D knows no smaller one.
-TINY = {
-    "videomae": _TRANSFORMER,
-    "timesformer": _TRANSFORMER,
-    "vivit": _TRANSFORMER,
-    "i3d": {"width_multiplier": 0.125},
-    "resnet18_3d": _LAYERS,
-    "resnet50_3d": _LAYERS,
-    "c3d": {"width_multiplier": 0.125, "dropout": 0.0},
-    "resnet18": _LAYERS,
-    "r3d_18": _LAYERS,
-    "r2plus1d_18": _LAYERS,
-    "mvit_v2_s": _VIT,
-    "swin3d_t": _VIT,
-    "s3d": {},
-}
 NUM_CLASSES = 5
 SIZE = 32
 # The class token of MViT's last block is all that is read: its queries of patches reach nothing.
@@ -182,6 +164,40 @@ def test_several_tasks_have_their_logits_side_by_side(family):
     model = build_tiny(family, tasks=tasks, adapter_width=8, learn_task_weights=True)
     assert model(random_clips(3)).shape == (2, 6)
     assert model.head.log_variances.tolist() == [0.0, 0.0]
+
+
+TASKS = {"dark": 2, "half": 3}
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "is_taken"),
+    [
+        (TASKS, TASKS, True),
+        (TASKS, {"blurry": 2, "grainy": 3}, False),  # as many tasks of as many classes
+        (TASKS, {"half": 3, "dark": 2}, False),
+        ({"a": 2, "b": 2}, {"b": 2, "a": 2}, False),
+        (TASKS, TASKS | {"half": 4}, False),
+        (TASKS, None, False),
+        (None, TASKS, False),
+        (None, None, True),
+    ],
+)
+def test_a_head_is_taken_from_a_checkpoint_of_the_same_tasks_alone(source, target, is_taken, tmp_path):
+    model = build_tiny("r3d_18", tasks=source)
+    write_weights(tmp_path / "a.safetensors", model.state_dict(), describe("r3d_18", tasks=source))
+    start = build_tiny("r3d_18", seed=1, tasks=target, weights=tmp_path / "a.safetensors")
+    assert torch.equal(start.backbone.network.stem[0].weight, model.backbone.network.stem[0].weight)
+    found, theirs = start.head.state_dict(), model.head.state_dict()
+    weights = [name for name, tensor in theirs.items() if tensor.dim() == 2]  # biases and norms start alike
+    same = [name for name in weights if name in found and torch.equal(found[name], theirs[name])]
+    assert same == (weights if is_taken else [])
+
+
+def test_a_head_of_several_tasks_is_not_taken_from_a_file_that_names_none(tmp_path):
+    model = build_tiny("r3d_18", tasks=TASKS)
+    torch.save(model.state_dict(), tmp_path / "a.pth")
+    start = build_tiny("r3d_18", seed=1, tasks=TASKS, weights=tmp_path / "a.pth")
+    assert not torch.equal(start.head.classifiers[0].weight, model.head.classifiers[0].weight)
 
 
 @pytest.mark.parametrize("family", TINY)
@@ -328,14 +344,14 @@ def test_what_a_run_starts_from(tmp_path):
 def test_a_folders_architecture_is_found_again_without_it(tmp_path):
     from transformers import VivitConfig, VivitForVideoClassification
 
-    config = {**_TRANSFORMER, "tubelet_size": [1, 16, 16]}
+    config = {**TINY["vivit"], "tubelet_size": [1, 16, 16]}
     VivitForVideoClassification(VivitConfig(**config, num_frames=3, image_size=SIZE)).save_pretrained(tmp_path)
     resolved = resolve_config("vivit", tmp_path, {"hidden_dropout_prob": 0.1})
     assert resolved == {**config, "hidden_dropout_prob": 0.1}
     ours = build_tiny("vivit", weights=tmp_path, config={})
     again = build_tiny("vivit", config=resolved)
     assert [tensor.shape for tensor in again.state_dict().values()] == [t.shape for t in ours.state_dict().values()]
-    assert resolve_config("r3d_18", "pretrained", _LAYERS) == _LAYERS
+    assert resolve_config("r3d_18", "pretrained", TINY["r3d_18"]) == TINY["r3d_18"]
     assert resolve_config("vivit", None) == {}
 
 
@@ -395,7 +411,7 @@ def test_weights_of_clips_are_not_inflated_again(tmp_path):
 @pytest.mark.parametrize(("family", "block"), [("resnet18_3d", BasicBlock), ("resnet50_3d", Bottleneck)])
 def test_inflated_resnets_keep_a_static_clips_features(family, block, tmp_path):
     torch.manual_seed(0)
-    network = models.ResNet(block, _LAYERS["layers"]).eval()
+    network = models.ResNet(block, TINY[family]["layers"]).eval()
     torch.save(network.state_dict(), tmp_path / "resnet.pth")
     model = build_tiny(family, weights=tmp_path / "resnet.pth").eval()
     network.fc = nn.Identity()

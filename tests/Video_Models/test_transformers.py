@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -12,14 +13,16 @@ import torch
 from safetensors.torch import save_file
 from tiny_transformers import IMAGE_SIZE, MODULES, NUM_CLASSES, build_tiny, random_clips, randomise, tiny_config
 from torch import nn
-from transformers import VideoMAEForPreTraining
+from transformers import PreTrainedConfig, VideoMAEForPreTraining
 
 from utils.checkpoints import ModelDescription, write_weights
 from utils.errors import InputError
 from utils.indices import ClassInfo
+from Video_Models.input_rules import FrameRule, SizeRule
 from Video_Models.models import build_video_classifier
 from Video_Models.positions import resample_positions, resample_times
-from Video_Models.transformer_config import config_values
+from Video_Models.registry import FAMILIES as REGISTRY
+from Video_Models.transformer_config import build_config, config_values, input_rules
 from Video_Models.transformer_weights import published_config, published_normalisation, read_published
 
 FAMILIES = sorted(MODULES)
@@ -199,14 +202,28 @@ def test_published_configurations_have_the_stated_number_of_parameters(family, c
 # Rules and configurations
 
 
+def rules_of(family: str, **values) -> tuple[FrameRule, SizeRule]:
+    return input_rules(build_config(MODULES[family].ARCHITECTURE, values, num_frames=16, image_size=224))
+
+
 def test_rules_follow_the_configuration():
-    assert [MODULES[family].frame_rule().multiple_of for family in FAMILIES] == [1, 2, 2]  # timesformer first
-    assert {MODULES[family].size_rule().multiple_of for family in FAMILIES} == {16}
-    assert MODULES["videomae"].frame_rule({"tubelet_size": 4}).repeat(3).tolist() == [0, 0, 1, 2]
-    assert MODULES["vivit"].size_rule({"tubelet_size": [1, 6, 4]}).smallest == 12
+    for family in FAMILIES:
+        rules = REGISTRY[family].frame_rule, REGISTRY[family].size_rule
+        assert rules_of(family) == rules
+    assert rules_of("timesformer", patch_size=8) == (FrameRule(), SizeRule(multiple_of=8))
+    assert rules_of("videomae", tubelet_size=4) == (FrameRule(multiple_of=4), SizeRule(multiple_of=16))
+    assert rules_of("vivit", tubelet_size=[3, 6, 4]) == (FrameRule(multiple_of=3), SizeRule(multiple_of=12))
     assert build("videomae", None, num_frames=3, **tiny_config("videomae")).num_frames == 4
     with pytest.raises(ValueError, match="image_size is 20, but this network takes 8 pixels or more in multiples of 8"):
         build("timesformer", None, image_size=20, **tiny_config("timesformer"))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_registry_knows_every_value_of_the_encoder(family):
+    shared = {field.name for field in fields(PreTrainedConfig)} | {"num_frames", "image_size", "num_channels"}
+    own = {field.name for field in fields(MODULES[family].ARCHITECTURE.config_class)} - shared
+    other_parts = {name for name in own if name.startswith(("decoder_", "norm_pix_loss", "pooler_"))}
+    assert sorted(REGISTRY[family].config_keys) == sorted(own - other_parts)
 
 
 @pytest.mark.parametrize(
@@ -224,6 +241,21 @@ def test_a_wrong_configuration_is_one_sentence(family, values, message):
     with pytest.raises(ValueError, match=message) as caught:
         build(family, None, **tiny_config(family, **values))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("family", "values", "sides"),
+    [
+        ("videomae", {"tubelet_size": 0}, "0 x 8 x 8"),
+        ("timesformer", {"patch_size": -8}, "1 x -8 x -8"),
+        ("vivit", {"tubelet_size": [2, 8]}, "2 x 8"),
+        ("vivit", {"tubelet_size": [2, 8, 0]}, "2 x 8 x 0"),
+    ],
+)
+def test_a_token_of_nothing_is_one_sentence(family, values, sides):
+    sentence = f"^config: a token covers {sides} frames and pixels, expected three positive numbers; correct tubelet_"
+    with pytest.raises(ValueError, match=sentence):
+        build(family, None, **tiny_config(family, **values))
 
 
 def test_timesformer_has_divided_attention_only():

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import ast
-import json
 import re
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import pytest
 from conftest import PROJECT
@@ -32,7 +32,7 @@ from Model_Evaluation.settings import CostSettings, EvaluationSettings, PrepareS
 from Model_Evaluation.study_settings import StudySettings
 from Model_Evaluation.tagged_numbers import CheckReportSettings
 from utils.config import (
-    PATTERN_WORDS,
+    Form,
     InputPath,
     PositiveFloat,
     PositiveInt,
@@ -323,8 +323,39 @@ def test_sentence_for_an_override_given_twice(tmp_path):
 
 @pytest.mark.parametrize("settings_class", dict.fromkeys(SHIPPED.values()), ids=lambda kind: kind.__name__)
 def test_every_pattern_of_the_settings_has_words(settings_class):
-    patterns = re.findall(r'"pattern": ("(?:[^"\\]|\\.)*")', json.dumps(settings_class.model_json_schema()))
-    assert {json.loads(pattern) for pattern in patterns} <= PATTERN_WORDS.keys()
+    with_pattern = [node for node in nodes_of(settings_class.model_json_schema()) if "pattern" in node]
+    assert all("words" in node for node in with_pattern), with_pattern
+
+
+class Named(Settings):
+    name: Annotated[str, Form(r"^[a-z]+$", "small letters")] = "a"
+    names: tuple[Annotated[str, Form(r"^[a-z]+$", "small letters")], ...] = ()
+    by_name: dict[Annotated[str, Form(r"^\S+$", "text without blanks")], int] = Field(default_factory=dict)
+
+
+@pytest.mark.parametrize(
+    ("raw", "sentence"),
+    [
+        ({"name": "B{c}"}, "name: expected small letters (got 'B{c}')"),
+        ({"names": ["a", "1"]}, "names.1: expected small letters (got '1')"),
+        ({"by_name": {"a b": 1}}, "by_name.a b.[key]: expected text without blanks (got 'a b')"),
+        ({"name": "b\n"}, r"name: expected small letters (got 'b\n')"),
+        ({"name": 5}, "name: input should be text (got 5)"),
+    ],
+)
+def test_what_a_text_must_look_like_is_said_in_words(raw, sentence):
+    assert build_settings(Named, {"name": "b", "names": ["c"], "by_name": {"d": 1}}, "here").names == ("c",)
+    with pytest.raises(InputError) as caught:
+        build_settings(Named, raw, "here")
+    assert str(caught.value) == f"here: {sentence}"
+
+
+def nodes_of(schema: Any) -> Iterator[dict[str, Any]]:
+    """All mappings in a JSON schema."""
+    if isinstance(schema, dict):
+        yield schema
+    for part in schema.values() if isinstance(schema, dict) else schema if isinstance(schema, list) else ():
+        yield from nodes_of(part)
 
 
 class Switched(Settings):
