@@ -289,7 +289,7 @@ EVALUATION_CONFIGS = {
     "typo in a list item": ("name: net", "nmae: net", [], ["models.0.nmae", "did you mean 'models.0.name'?"]),
     "unknown type": ("type: baseline", "type: vgg3", [], ["models.0.type: ", "'baseline'", "'inflated'", "'vgg3'"]),
     "unknown input": ("input: first_frame", "input: clp", [], ["unknown input 'clp'", "clip, static", "tta:N"]),
-    "no number of views": ("input: first_frame", "input: tta:0", [], ["input 'tta:0'", "2..12 views"]),
+    "no number of views": ("input: first_frame", "input: tta:0", [], ["input 'tta:0'", "2 to 12 views"]),
     "name with a slash": ("name: net", "name: ../net", [], ["models.0.name: ", "'../net'"]),
     "images missing": ("input: first_frame", "input: original", [], ["data.images_root is missing"]),
     "clips missing": ("root: clips, ", "", [], ["data.root is missing"]),
