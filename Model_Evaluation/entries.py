@@ -34,6 +34,7 @@ def own_positions(entries: Sequence[Mapping[str, Any]]) -> list[int]:
 
 def is_own_input(arm: str, train_input: str, test_input: str) -> bool:
     """Whether a network is scored on what it was trained for; one trained on a mix is meant for originals."""
+    test_input = test_input.split("#", 1)[0]  # whichever task is asked for
     if train_input.startswith("mix:"):
         train_input = "original"
     if arm == "2d_tta" and test_input.startswith("tta_"):

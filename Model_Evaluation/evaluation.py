@@ -48,6 +48,7 @@ from Model_Evaluation.pictures import Gallery, draw_run_pictures
 from Model_Evaluation.settings import EvaluationSettings, ScoredModel
 from utils.artifacts import Table, format_table, write_table
 from utils.checkpoints import verify_weights
+from utils.config import read_yaml
 from utils.devices import describe_device, device_name
 from utils.errors import InputError
 from utils.files import sha256_file, write_text
@@ -62,8 +63,9 @@ from utils.utils import progress, true_label_ranks
 log = logging.getLogger(__name__)
 _PARTS = "parts"
 MEASURED_FILES = tuple(f"{name}.csv" for name in MEASURED)
-# Where the inputs are; what they are is compared by content.
-_PATH_KEYS = (
+# Where the inputs are, what they are is compared by content; and pictures, which can be drawn again.
+_FREE_KEYS = (
+    "pictures.*",
     *("data.root", "data.val_csv", "data.clips_root", "data.images_root", "data.wnids_file", "data.cache_dir"),
     *("models.*.checkpoint", "models.*.root", "models.*.val_csv", "models.*.clips_root"),
     *("model2d.checkpoint", "model3d.checkpoint"),
@@ -83,10 +85,11 @@ class _Job:
 def run_evaluation(settings: EvaluationSettings) -> Path:
     """Score all models, write the measured tables, then everything that follows from them; return the folder."""
     run = _open_run(settings)
-    if run.is_done(*TABLE_FILES):
+    if run.is_done(*TABLE_FILES) and _has_its_pictures(run, settings):
         log.info("%s is complete; nothing to do", run.dir)
     else:
         _measure(settings, run)
+        run.record_settings()
         run_ids, gallery = [model.name for model in settings.scored_models], Gallery([settings])
         write_derived(
             run.dir,
@@ -95,6 +98,10 @@ def run_evaluation(settings: EvaluationSettings) -> Path:
         )
     print(format_summary(run.dir))
     return run.dir
+
+
+def _has_its_pictures(run: Run, settings: EvaluationSettings) -> bool:
+    return read_yaml(run.dir / run.config_name).get("pictures") == settings.pictures.model_dump(mode="json")
 
 
 def measure_models(settings: EvaluationSettings) -> Path:
@@ -137,7 +144,7 @@ def _open_run(settings: EvaluationSettings) -> Run:
             inputs[f"clip index of {model.name}"] = place[0]
     if data.images_root is not None:
         inputs |= image_set_inputs(data.images_root, data.wnids_file)
-    return open_run(settings, owned=(*OWNED_FILES, _PARTS), inputs=inputs, free_keys=_PATH_KEYS)
+    return open_run(settings, owned=(*OWNED_FILES, _PARTS), inputs=inputs, free_keys=_FREE_KEYS)
 
 
 def _prepare_job(settings: EvaluationSettings, model: ScoredModel) -> _Job:
@@ -193,7 +200,7 @@ def score_model(job: _Job, settings: EvaluationSettings, recipe: Recipe) -> dict
     task = settings.data.task
     network, described = load_model(job.model.type, job.model.checkpoint, task)
     network.to(recipe.device)
-    names = {"arm": job.model.arm, "task": task, "test_input": test.name, "run_id": run_id}
+    names = {"arm": job.model.arm, "test_input": test.name, "run_id": run_id}
     names |= {"split": settings.data.split, "num_frames": test.frames_there}
     columns = run_columns(described, job.model.type, **names)
     classes = named_classes(test.index.classes, described)

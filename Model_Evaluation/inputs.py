@@ -81,7 +81,7 @@ def build_test_data(kind: InputKind, data: DataSettings, form: InputFormat, num_
         index=files.index,
         files=files,
         frame_order=order,
-        name=f"{kind.table_name}{f'_x{num_clips}' if num_clips > 1 else ''}{generator}",
+        name=_name_of(kind, form, generator, data.task),
         is_fused=kind.base == "all_frames" or (form.num_frames is None and order.shape[1] > 1),
         num_views=kind.num_views,
         num_clips=num_clips,
@@ -137,11 +137,16 @@ def _frames_of(index: ItemIndex) -> int:
     return int(known.pop()) if len(known) == 1 else len(read_clip(index.paths[0], None))
 
 
+def _name_of(kind: InputKind, form: InputFormat, generator: str, task: str | None) -> str:
+    """`clip:video`; with a sampling other than the training's `clip@dense5x2:video`; of one task `clip:video#mood`."""
+    sampling = f"@{form.sampling_name}" if form.sampling_name and not kind.uses_images else ""
+    return f"{kind.table_name}{sampling}{generator}{f'#{task}' if task else ''}"
+
+
 def _frame_order(kind: InputKind, files: Files, form: InputFormat) -> np.ndarray:
+    """int64 (N, T): frames of each file; of several windows one after the other, each in the same order."""
     sampling = None if kind.uses_images else form.sampling
     num_items, num_there = len(files.index), sampling.num_frames if sampling else files.item_shape[0]
-    if _num_clips(kind, form) > 1:
-        return np.tile(np.arange(sampling.num_stored), (num_items, 1))
     rule = _ORDERS.get(kind.base)
     if kind.base == "frame" and kind.frame >= num_there:
         raise InputError(
@@ -153,18 +158,18 @@ def _frame_order(kind: InputKind, files: Files, form: InputFormat) -> np.ndarray
         for item_id in (files.index.item_ids if kind.base == "shuffled" else [""] * num_items)
     ]
     order = np.stack(orders).astype(np.int64)
-    if sampling is not None:
-        order += sampling.fixed_clip * sampling.num_frames
-    is_picture = order.shape[1] == 1 or kind.base == "static"
-    if not is_picture:
+    if order.shape[1] == 1 or kind.base == "static":
+        order = order[:, :1].repeat(form.num_frames or 1, axis=1)
+    if sampling is None:
         return order
-    return order[:, :1].repeat(form.num_frames or 1, axis=1)
+    windows = range(sampling.num_clips) if _num_clips(kind, form) > 1 else [sampling.fixed_clip]
+    return np.concatenate([order + window * sampling.num_frames for window in windows], axis=1)
 
 
 def _num_clips(kind: InputKind, form: InputFormat) -> int:
-    """Clips of an item that a network looks at: all windows of `dense` sampling, of clips as they are."""
-    is_dense = kind.base == "clip" and form.sampling is not None and form.sampling.method == "dense"
-    return form.sampling.num_clips if is_dense else 1
+    """Clips of an item that a network looks at: all windows of `dense` sampling, but of single frames."""
+    is_dense = kind.base in _ORDERS and kind.base != "all_frames" and form.sampling is not None
+    return form.sampling.num_clips if is_dense and form.sampling.method == "dense" else 1
 
 
 _ORDERS: dict[str, Callable[[str, int], np.ndarray]] = {

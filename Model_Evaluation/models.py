@@ -38,6 +38,7 @@ class InputFormat:
         num_frames: of a clip; None for images.
         mean, std: normalisation per RGB channel, of values in 0..1.
         sampling: how its frames are taken from a longer video; None wants clips of just so many frames.
+        sampling_name: what tables call a sampling other than the training's, `dense5x2`; empty for the training's.
         tasks: the classes of each task, in the order of the logits; empty where there is one task.
     """
 
@@ -46,6 +47,7 @@ class InputFormat:
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     sampling: FrameSampling | None = None
+    sampling_name: str = ""
     tasks: dict[str, tuple[ClassInfo, ...]] = field(default_factory=dict)
 
     @property
@@ -76,7 +78,7 @@ def describe_input(model_type: str, checkpoint: Path, data: DataSettings) -> Inp
     num_frames = None if model_type == "baseline" else values["num_frames"]
     size = (values["image_size"], num_frames, tuple(values["mean"]), tuple(values["std"]))
     tasks = {name: tuple(ClassInfo(**one) for one in classes) for name, classes in values.get("tasks", {}).items()}
-    return InputFormat(*size, _sampling_of(values, data), tasks)
+    return InputFormat(*size, *_sampling_of(values, data), tasks)
 
 
 def load_model(model_type: str, checkpoint: Path, task: str | None = None) -> tuple[nn.Module, ModelDescription | None]:
@@ -127,7 +129,6 @@ def run_columns(
     model_type: str,
     *,
     arm: str | None,
-    task: str | None = None,
     test_input: str,
     num_frames: int,
     split: str,
@@ -140,15 +141,11 @@ def run_columns(
     """
     train_input = described.train_input if described else UNKNOWN
     family = described.options["family"] if model_type == "video" else ""
-    derived_arm = [
-        _PREFIXES.get(model_type, family),
-        train_input.removeprefix("clip:").split(":")[0],  # first_frame:svd: 2d_first_frame
-        *([task] if task else []),
-    ]
+    trained_on = train_input.removeprefix("clip:").split(":")[0]  # first_frame:svd: 2d_first_frame
     return {
         "run_id": run_id,
         "protocol": described.protocol if described else UNKNOWN,
-        "arm": arm or "_".join(derived_arm),
+        "arm": arm or f"{_PREFIXES.get(model_type, family)}_{trained_on}",
         "model": family or MODEL_NAMES[model_type],
         "start_weights": described.start if described else UNKNOWN,
         "train_input": train_input,
@@ -204,13 +201,16 @@ def require_task(form: InputFormat, task: str | None, checkpoint: Path) -> None:
         raise InputError(f"data.task: {checkpoint} has no task {task!r}; {remedy}")
 
 
-def _sampling_of(values: dict[str, Any], data: DataSettings) -> FrameSampling | None:
+def _sampling_of(values: dict[str, Any], data: DataSettings) -> tuple[FrameSampling | None, str]:
+    """The sampling, and what tables call it where it is not the training's."""
     if "sampling" not in values:
-        return None
+        return None, ""
     recorded = FrameSampling(**values["sampling"])
-    if data.frame_sampling is None:
-        return recorded
-    return data.frame_sampling.of(recorded.num_frames)
+    chosen = recorded if data.frame_sampling is None else data.frame_sampling.of(recorded.num_frames)
+    if chosen == recorded:
+        return recorded, ""
+    counts = {"uniform": "", "random": f"{chosen.num_clips}", "dense": f"{chosen.num_clips}x{chosen.frame_interval}"}
+    return chosen, chosen.method + counts[chosen.method]
 
 
 def _as_text(value: Any) -> str:

@@ -12,7 +12,7 @@ import pandas as pd
 
 from utils.artifacts import ENTRY_COLUMNS, RUN_COLUMNS
 
-_CLIP_NUMBER = re.compile(r"#\d+$")
+_CLIP_NUMBER = re.compile(r"(#[0-9a-f]{16})?(#\d+)?$")
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,7 @@ def build_entries(runs: list[ScoredRun]) -> list[Entry]:
 
 
 def source_of(item_id: str) -> str:
-    """The source image of an item: a second clip of one source has `#2` at its end."""
+    """The source of an item, see `utils.indices.ItemIndex.item_ids`: what stands before the first `#` of ours."""
     return _CLIP_NUMBER.sub("", item_id)
 
 

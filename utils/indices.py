@@ -11,7 +11,7 @@ import pandas as pd
 
 from utils.artifacts import IMAGE_INDEX, STATUS_OK, VIDEO_INDEX, read_table
 from utils.errors import InputError
-from utils.files import resolve_item, sha256_file
+from utils.files import resolve_item, sha256_bytes, sha256_file
 
 log = logging.getLogger(__name__)
 
@@ -85,16 +85,25 @@ class ItemIndex:
 
     @property
     def item_ids(self) -> list[str]:
-        """What an item is called in every table: its source's id, see `source_ids`.
+        """What an item is called in every table: its source's id, see `source_ids`; of a group, `GROUP#` and 16 digits.
 
-        The second item of one source gets the suffix `#2`, and so on, so that ids are unique within a split.
+        The digits are of the video's SHA-256. The second item of one id gets the suffix `#2`, and so on, so that ids
+        are unique within a split; what stands before `#` is what trials must be independent of.
         """
         seen: Counter[str] = Counter()
         ids = []
-        for item_id in self.source_ids:
+        for item_id in self._named_sources():
             seen[item_id] += 1
             ids.append(item_id if seen[item_id] == 1 else f"{item_id}#{seen[item_id]}")
         return ids
+
+    def _named_sources(self) -> list[str]:
+        if not self.has_groups:
+            return self.source_ids
+        paths = self.table["video_path"]
+        hashes = [known or sha256_bytes(path.encode()) for known, path in zip(self.source_hashes, paths, strict=True)]
+        named = zip(self.table["group"], self.source_ids, hashes, strict=True)
+        return [f"{group}#{sha256[:16]}" if group else source for group, source, sha256 in named]
 
     @property
     def clip_kind(self) -> str:

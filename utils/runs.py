@@ -100,9 +100,13 @@ class Run:
             return
         environment = describe_environment(self.fingerprints) | ({"device": dict(device)} if device else {})
         write_text(environment_path, json.dumps(environment, indent=2) + "\n")
+        self.record_settings()
+        marker.unlink(missing_ok=True)
+
+    def record_settings(self) -> None:
+        """Write down the settings; of a finished run, where keys that make no result may be others than before."""
         recorded = self.settings.model_dump(mode="json", exclude={"overwrite"})
         write_text(self.dir / self.config_name, dump_yaml(recorded))
-        marker.unlink(missing_ok=True)
 
     def release(self) -> None:
         """Let another process have the folder (the end of the process does the same)."""

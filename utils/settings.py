@@ -92,7 +92,8 @@ class TrainingSettings(Settings):
         clip_grad_norm: upper bound of the gradient's norm; null does not clip.
         ema_decay: evaluate and keep an exponential average of the weights; 0 does not, 0.999 averages long.
         early_stopping_patience: stop after so many epochs without a better top-1; null does not.
-        freeze_layers: of the first so many convolutions and linear layers, with their BatchNorm, nothing is trained.
+        freeze_layers: of the first so many layers nothing is trained: convolutions and linear layers with their
+            BatchNorm; of a clip classifier what comes before its blocks, then its blocks.
         layer_lr_decay: each layer's rate is this times that of the layer above it; 1 gives all the same.
         mean, std: normalisation per RGB channel, of values in 0..1.
         weights: `imagenet`, `none` (random), or a checkpoint's path.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,16 +12,24 @@ import torch
 from conftest import run_in_child
 from torch import nn
 
+from Model_Evaluation import evaluation
 from Model_Evaluation.classifier import Classifier
+from Model_Evaluation.entries import own_entry_ids
 from Model_Evaluation.inputs import build_test_data, shuffle_frames
 from Model_Evaluation.models import InputFormat
-from Model_Evaluation.settings import DataSettings, parse_input
-from utils.artifacts import PREDICTIONS, read_table
-from utils.clips import write_clip
-from utils.config import build_settings
+from Model_Evaluation.paired_answers import number_sources
+from Model_Evaluation.pictures import Gallery
+from Model_Evaluation.scored_runs import source_of
+from Model_Evaluation.settings import DataSettings, EvaluationSettings, parse_input
+from utils.artifacts import ARMS, PREDICTIONS, read_table
+from utils.clips import read_frames, write_clip
+from utils.config import build_settings, read_yaml
 from utils.errors import InputError
+from utils.files import sha256_file
 from utils.frame_sampling import FrameSampling
+from utils.indices import read_clip_index
 from utils.learner import build_recipe
+from utils.task_labels import select_task
 
 LENGTH, STEP, SIZE, NUM_FRAMES = 20, 12, 32, 3
 DENSE = FrameSampling("dense", NUM_FRAMES, frame_interval=2, num_clips=4)
@@ -54,31 +63,57 @@ def frames_seen(videos: Path, kind: str, sampling: FrameSampling) -> tuple[str, 
 
 def test_all_windows_are_looked_at(videos):
     name, frames, num_clips = frames_seen(videos, "clip", DENSE)
-    assert (name, num_clips) == ("clip_x4:video", 4)
+    assert (name, num_clips) == ("clip:video", 4)
     assert frames == [WINDOWS.flatten().tolist()] * 2
 
 
 @pytest.mark.parametrize(
     ("kind", "expected"),
     [
-        ("static", [10, 10, 10]),
-        ("reversed", [14, 12, 10]),
         ("frame:1", [12, 12, 12]),
         ("first_frame", [10, 10, 10]),
         ("all_frames", [10, 12, 14]),
     ],
 )
-def test_other_orders_are_of_the_middle_window(videos, kind, expected):
+def test_single_frames_are_of_the_middle_window(videos, kind, expected):
     _, frames, num_clips = frames_seen(videos, kind, DENSE)
     assert frames == [expected] * 2
     assert num_clips == 1
 
 
-def test_shuffled_frames_are_of_the_middle_window(videos):
-    _, frames, _ = frames_seen(videos, "shuffled", DENSE)
+@pytest.mark.parametrize("kind", ["static", "reversed", "shuffled"])
+def test_other_orders_are_of_all_windows_so_that_nothing_but_the_order_differs(videos, kind):
+    _, frames, num_clips = frames_seen(videos, kind, DENSE)
+    assert num_clips == 4
     for number in range(2):
-        order = shuffle_frames(f"{number}.mp4", NUM_FRAMES)
-        assert frames[number] == WINDOWS[2][order].tolist()
+        orders = {"static": [0, 0, 0], "reversed": [2, 1, 0]}
+        order = orders.get(kind, shuffle_frames(f"{number}.mp4", NUM_FRAMES))
+        assert frames[number] == WINDOWS[:, order].flatten().tolist()
+
+
+def test_another_sampling_than_the_training_s_is_named(videos):
+    form = replace(form_of(DENSE), sampling_name="dense4x2")
+    names = [
+        build_test_data(parse_input(kind, "clip"), DataSettings(root=videos), form, 2).name
+        for kind in ("clip", "shuffled", "frame:1")
+    ]
+    assert names == ["clip@dense4x2:video", "shuffled@dense4x2:video", "frame_1@dense4x2:video"]
+
+
+def test_the_pictures_show_the_frames_that_the_network_saw(trained, tmp_path):
+    """Of a multi-task index some rows are left out: an item's frames must be its own all the same."""
+    root, checkpoint = trained
+    raw = {
+        "models": [{"name": "run", "type": "video", "checkpoint": str(checkpoint), "input": "reversed"}],
+        "data": {"root": str(root), "workers": 1, "task": "grainy"},
+    }
+    gallery = Gallery([build_settings(EvaluationSettings, raw, "test")])
+    index = select_task(read_clip_index(root / "val.csv", root / "val"), "grainy")
+    chosen = [5, 0, 11]
+    shown = gallery.frames_of_items("run", [index.item_ids[number] for number in chosen])
+    numbers = FrameSampling("uniform", 2).stored_frames(6)[0][::-1]
+    for number, frames in zip(chosen, shown, strict=True):
+        np.testing.assert_array_equal(frames, read_frames(index.paths[number], numbers))
 
 
 def test_random_sampling_is_scored_on_the_middle_candidates(videos):
@@ -190,7 +225,10 @@ def test_a_task_is_scored_on_the_items_that_have_its_label(trained, tmp_path, ta
     rows = read_table(tmp_path / "results" / "predictions.csv", PREDICTIONS)
     assert len(rows) == num_items
     assert set(rows["class_name"]) == set(TASKS[task])
-    assert set(rows["arm"]) == {f"resnet18_video_{task}"}
+    assert set(rows["arm"]) == {"resnet18_video"}
+    assert set(rows["test_input"]) == {f"clip:video#{task}"}
+    arms = read_table(tmp_path / "results" / "arms.csv", ARMS)
+    assert own_entry_ids(arms) == arms["entry_id"].tolist()
     # By chance alone so many are right with p < 0.004.
     assert (rows["label"] == rows["predicted_label"]).sum() >= least_right
 
@@ -239,3 +277,41 @@ def test_a_start_from_other_tasks_is_a_new_head_and_from_other_classes_refused(t
         path = other / f"{split}.tasks.csv"
         path.write_text(path.read_text().replace("grainy,", "grain,"))
     assert run_in_child(train, other, tmp_path / "run", str(checkpoint)) == 0
+
+
+def test_pictures_are_drawn_again_without_scoring_again(trained, tmp_path, monkeypatch):
+    root, checkpoint = trained
+    results = tmp_path / "results"
+    evaluate(root, checkpoint, results, task="light")
+    before = (results / "predictions.csv").read_bytes()
+    raw = read_yaml(results / "config.yaml") | {"pictures": {"num_items": 0, "seed": 0}}
+    monkeypatch.setattr(evaluation, "score_model", None)
+    settings = build_settings(EvaluationSettings, raw, "test")
+    assert list((results / "figures").glob("samples_*.png"))
+    evaluation.run_evaluation(settings)
+    assert not list((results / "figures").glob("samples_*.png"))
+    assert (results / "predictions.csv").read_bytes() == before
+    monkeypatch.setattr(evaluation, "write_derived", None)
+    evaluation.run_evaluation(settings)
+
+
+def test_videos_of_a_group_are_one_trial(videos, tmp_path):
+    lines = ["video_path,label,class_name,wnid,source_sha256,sha256,generator,group"]
+    for number, group in enumerate(["kim#1", "kim#1", "", "lee"]):
+        path = tmp_path / f"{number}.mp4"
+        write_clip(path, np.full((2, SIZE, SIZE, 3), 40 * number, np.uint8))
+        sha256 = sha256_file(path)
+        lines.append(f"{number}.mp4,0,c,c,{sha256},{sha256},video,{group}")
+    (tmp_path / "val.csv").write_text("\n".join(lines) + "\n")
+    index = read_clip_index(tmp_path / "val.csv", tmp_path)
+    hashes = index.table["sha256"].tolist()
+    ids = index.item_ids
+    assert ids == [f"kim#1#{hashes[0][:16]}", f"kim#1#{hashes[1][:16]}", hashes[2], f"lee#{hashes[3][:16]}"]
+    assert [source_of(item) for item in ids] == ["kim#1", "kim#1", hashes[2], "lee"]
+    assert number_sources(np.array(ids), np.zeros(4, int)).tolist() == sorted_positions(["kim#1", hashes[2], "lee"])
+
+
+def sorted_positions(sources: list[str]) -> list[int]:
+    """Numbers of: the first source twice, then the others."""
+    order = sorted(sources)
+    return [order.index(sources[0]), *(order.index(source) for source in sources)]
