@@ -153,7 +153,8 @@ def _draw_heat_maps(gallery: Gallery, run_id: str, samples: pd.DataFrame, frames
     for number, row in enumerate(samples.to_dict("records")):
         overlaid = overlay_maps(frames[number][shown], maps[number][shown])
         line = f"evidence for {row['predicted_class_name']}" if method == GRAD_CAM else "gathered from"
-        blocks.append(PictureBlock(_answer_lines(row), [([], frames[number][shown]), ([line], overlaid)]))
+        lines = [*_answer_lines(row), _short(row["item_id"])]
+        blocks.append(PictureBlock(lines, [([], frames[number][shown]), ([line], overlaid)]))
     path = folder / f"{safe_name(f'{method}_{run_id}')}.png"
     names = "; ".join(", ".join(_answer_lines(row)) for row in samples.to_dict("records"))
     what = f"{_METHODS[method]} of {run_id} on {len(samples)} items{_thinned(frames.shape[1])}"

@@ -13,6 +13,7 @@ import pandas as pd
 from Model_Evaluation import report_sections
 from Model_Evaluation.arms import SUBJECT_ROW
 from Model_Evaluation.entries import is_3d, over_seeds
+from Model_Evaluation.pairs import ARM_ORDER
 from Model_Evaluation.report_page import (
     DotRow,
     Field,
@@ -88,18 +89,21 @@ def write_report(tables: dict[str, pd.DataFrame], folder: Path) -> None:
         ("What to keep in mind", _caveats(given)),
         *report_sections.all_sections(given, pictures),
     ]
-    title, header = _header(answered, unanswered, _subjects(given))
+    title, header = _header(answered, unanswered, _subjects(given), "arms" in given)
     write_text(folder / "report.html", page_html(title, header, sections))
 
 
 def _split_verdict(given: Mapping[str, pd.DataFrame]) -> tuple[list[_Row], list[_Row]]:
-    """The verdict's rows in order: those with an answer, and those whose question was not measured."""
+    """The verdict's rows in order: those with an answer, and those whose question was not measured.
+
+    Results without any arm of the study's ask none of its questions.
+    """
     if "verdict" not in given:
         return [], []
     rows = given["verdict"].sort_values("position").to_dict("records")
-    return [row for row in rows if row["answer"] != NOT_MEASURED], [
-        row for row in rows if row["answer"] == NOT_MEASURED
-    ]
+    answered = [row for row in rows if row["answer"] != NOT_MEASURED]
+    asks = not set(given["arms"]["arm"]).isdisjoint(ARM_ORDER) if "arms" in given else True
+    return answered, [row for row in rows if row["answer"] == NOT_MEASURED] if asks else []
 
 
 def _has_headline(answered: list[_Row]) -> bool:
@@ -112,12 +116,14 @@ def _subjects(given: Mapping[str, pd.DataFrame]) -> str:
     return "" if values is None else ", ".join(dict.fromkeys(values["value"][values["key"] == SUBJECT_ROW]))
 
 
-def _header(answered: list[_Row], unanswered: list[_Row], subjects: str) -> tuple[str, str]:
+def _header(answered: list[_Row], unanswered: list[_Row], subjects: str, has_arms: bool) -> tuple[str, str]:
     """The page's title, and the verdict's first row if it has an answer."""
     if not _has_headline(answered):
         text = "These results hold no comparison that the rule of the verdict could be applied to."
         if subjects:
             text = f"Arms that differ in {subjects} and, where nothing else is said below, in nothing else."
+        elif has_arms and not unanswered:
+            text = "What was measured of each entry: an arm on one input, over its seeds."
         elif unanswered:
             first = unanswered[0]
             text = f"What was measured of each entry. Not measured: {first['question']} ({_reason(first).rstrip('.')})."

@@ -15,6 +15,7 @@ from utils.settings import TrainingSettings
 from Video_Models.registry import FAMILIES, PRETRAINED
 
 _NUM_CLIPS = 5
+_MOST_FRAMES = 1024  # some networks take minutes and many gigabytes to build for more
 _WEIGHT_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".tar")
 _BelowOne = Annotated[float, Field(ge=0, lt=1)]
 
@@ -130,7 +131,9 @@ class VideoSettings(TrainingSettings):
     val_csv: Path = Path("val.csv")
     clips_root: InputPath | None = None
     num_classes: PositiveInt | None = None
-    num_frames: Annotated[int, Field(ge=1, validation_alias=AliasChoices("num_frames", "time_dim"))] = 16
+    num_frames: Annotated[
+        int, Field(ge=1, le=_MOST_FRAMES, validation_alias=AliasChoices("num_frames", "time_dim"))
+    ] = 16
     frame_sampling: SamplingSettings = SamplingSettings()
     adaptation: AdaptationSettings = AdaptationSettings()
     multi_task: MultiTaskSettings = MultiTaskSettings()

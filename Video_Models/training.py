@@ -113,11 +113,14 @@ def build_network(settings: VideoSettings, num_classes: int, options: dict[str, 
     from Video_Models.adaptation import describe_trainable
     from Video_Models.models import build_video_classifier
 
+    log.info("building %s for %d frames of %d px", settings.family, settings.num_frames, settings.image_size)
     try:
         network = build_video_classifier(num_classes, settings.weights_argument, **options)
     except ValueError as error:
         raise InputError(f"family {settings.family}: {error}") from None
     log.info("%s: %s", settings.family, describe_trainable(network))
+    if settings.weights == "none" and settings.adaptation.mode != "full":
+        log.warning("weights: none leaves all but these random; train them first, or set adaptation.mode: full")
     _warn_of_normalisation(settings)
     return network
 

@@ -180,8 +180,9 @@ def locate_clip_index(data_root: Path, csv_path: Path, split: str, clips_root: P
     index_path = next((path for path in candidates if path.is_file()), None)
     if index_path is None:
         places = " nor ".join(str(path) for path in dict.fromkeys(candidates))
+        key = "train_csv" if split == "train" else "val_csv"
         raise InputError(
-            f"{split}_csv: there is neither {places}; run the stage that makes it (Data_Augmentation_SVD, or "
+            f"{key}: there is neither {places}; run the stage that makes it (Data_Augmentation_SVD, or "
             "Data_Sourcing.index_videos), or correct the path"
         )
     folder = data_root / split

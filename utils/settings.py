@@ -96,7 +96,7 @@ class TrainingSettings(Settings):
             BatchNorm; of a clip classifier what comes before its blocks, then its blocks.
         layer_lr_decay: each layer's rate is this times that of the layer above it; 1 gives all the same.
         mean, std: normalisation per RGB channel, of values in 0..1.
-        weights: `imagenet`, `none` (random), or a checkpoint's path.
+        weights: of a VGG, `imagenet`, `none` (random), or a checkpoint's path.
         image_size: side of the network's input in pixels.
         precision: `bf16` and `fp16` train under autocast; faster where the hardware has it. In `fp32`, cuDNN's
             convolutions still multiply in TF32 where the GPU has it, as by torch's default.
@@ -168,6 +168,13 @@ class TrainingSettings(Settings):
     def complete(cls, raw: Mapping[str, Any]) -> Mapping[str, Any]:
         """Add the protocol's values of keys that are not given."""
         return fill_in(cls, raw)
+
+    @field_validator("cache_dir")
+    @classmethod
+    def _cache_is_a_folder(cls, cache_dir: Path | None, info) -> Path | None:
+        if cache_dir is not None and (info.context or {}).get("check_paths", True) and cache_dir.is_file():
+            raise ValueError(f"{cache_dir} is a file; name a folder, which is made where there is none")
+        return cache_dir
 
     @field_validator("weights")
     @classmethod

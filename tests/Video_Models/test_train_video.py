@@ -149,6 +149,8 @@ def test_settings_take_what_the_family_has_published(tmp_path):
             {"adaptation": {"mode": "last_blocks", "lora_rank": 4}},
             "adaptation: lora_rank: belongs to mode: lora; drop the key, or set the mode",
         ),
+        ({"num_frames": 100000}, "num_frames: input should be less than or equal to 1024 (got 100000)"),
+        ({"cache_dir": __file__}, "test_train_video.py is a file; name a folder, which is made where there is none"),
         (
             {"protocol": "paper", "family": "resnet18"},
             "protocol: paper is of the networks baseline, inflated, not of video; set another",
@@ -171,9 +173,10 @@ def test_the_number_of_trained_parameters_is_logged(tmp_path, caplog):
     options = builder_options(settings, None)
     with caplog.at_level("INFO"):
         network = build_network(settings, NUM_CLASSES, options)
+    assert "weights: none leaves all but these random" in caplog.messages[-1]
     # 64 features to 3 classes
     assert sum(p.numel() for p in network.parameters() if p.requires_grad) == 64 * 3 + 3
-    assert caplog.messages[-1].startswith("videomae: 195 of 91,779 parameters")
+    assert caplog.messages[-2].startswith("videomae: 195 of 91,779 parameters")
 
 
 def test_settings_of_a_run_are_those_of_the_protocol(clips, tmp_path):

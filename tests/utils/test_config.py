@@ -70,6 +70,7 @@ SHIPPED = {
     "Model_Evaluation/demo.yaml": EvaluationSettings,
     "Model_Evaluation/demo_study.yaml": StudySettings,
     "Model_Evaluation/evaluate.yaml": EvaluationSettings,
+    "Model_Evaluation/evaluate_video.yaml": EvaluationSettings,
     "Model_Evaluation/import_published.yaml": ImportSettings,
     "Model_Evaluation/model_costs.yaml": CostSettings,
     "Model_Evaluation/prepare_evaluation_data.yaml": PrepareSettings,
