@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -11,23 +10,26 @@ import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from utils.clips import CODECS
+from utils.clips import CODECS, iterate_frames, read_frame_times
 from utils.files import write_with
 
 _FONT = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"  # Latin, Greek, Cyrillic, Arabic
 _SMALLEST_FONT = 10  # pixels; below, letters run together in H.264
 _LINES_A_HEIGHT = 18  # lines of text that would fill a frame
-_USUAL_RATE = Fraction(25)  # frames a second, where a container names none
 
 
 def write_overlay(source: Path, target: Path, lines: Sequence[str]) -> None:
-    """Write an MP4 of all frames of `source` at its frame rate, with lines of text over their upper left corner.
+    """Write an MP4 of all frames of `source`, upright and at their times, with text over their upper left corner.
 
     The size is the source's; an odd height or width is made even by repeating the last row or column (yuv420p halves
-    both). Frames are taken one at a time, so that a long video needs no more memory than a short one.
+    both). The first frame is shown at 0 s.
+
+    Args:
+        lines: of text.
 
     Raises:
-        av.FFmpegError: the source cannot be decoded.
+        VideoError: the source cannot be decoded.
+        av.FFmpegError, OSError: the target cannot be encoded or written.
     """
     write_with(target, lambda partial: _write_frames(source, partial, lines))
 
@@ -59,19 +61,19 @@ def render_text(lines: Sequence[str], height: int, width: int) -> np.ndarray:
 
 
 def _write_frames(source: Path, target: Path, lines: Sequence[str]) -> None:
-    codec, text = CODECS["h264"], None
-    with av.open(str(source)) as reader, av.open(str(target), "w", format="mp4") as writer:
-        decoded = reader.streams.video[0]
-        decoded.codec_context.thread_count = 1
-        stream = writer.add_stream(codec.encoder, rate=decoded.guessed_rate or _USUAL_RATE, options=dict(codec.options))
+    codec, times, text = CODECS["h264"], read_frame_times(source), None
+    with av.open(str(target), "w", format="mp4") as writer:
+        stream = writer.add_stream(codec.encoder, rate=times.rate, options=dict(codec.options))
         stream.pix_fmt = codec.pixel_format
+        stream.time_base = stream.codec_context.time_base = times.time_base
         stream.codec_context.thread_count = 1  # equal frames are equal bytes
-        for frame in reader.decode(decoded):
-            pixels = _make_even(frame.to_ndarray(format="rgb24"))
+        for ticks, pixels in zip(times.ticks, map(_make_even, iterate_frames(source)), strict=True):
             if text is None:
                 stream.height, stream.width = pixels.shape[:2]
                 text = render_text(lines, *pixels.shape[:2])
-            writer.mux(stream.encode(av.VideoFrame.from_ndarray(draw_text(pixels, text), format="rgb24")))
+            frame = av.VideoFrame.from_ndarray(draw_text(pixels, text), format="rgb24")
+            frame.pts, frame.time_base = ticks, times.time_base
+            writer.mux(stream.encode(frame))
         writer.mux(stream.encode())
 
 

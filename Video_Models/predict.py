@@ -3,14 +3,15 @@
 python -m Video_Models.predict --checkpoint runs/video/model_best.safetensors VIDEO_OR_FOLDER... [--format csv ...]
 
 The checkpoint says which frames the network sees, at which size, and which classes there are. There is no YAML, because
-there is no experiment to describe. Exit codes: 0 done, 1 some videos failed (the output says which and why), 2 bad
-input.
+there is no experiment to describe. Exit codes: 0 done, 1 some videos failed (the output says which and why) or some
+overlays (the log does), 2 bad input.
 """
 
 from __future__ import annotations
 
 import argparse
 import logging
+import os
 import re
 import sys
 from collections.abc import Sequence
@@ -19,13 +20,14 @@ from typing import TYPE_CHECKING
 
 from Data_Sourcing.video_set import VIDEO_SUFFIXES, find_videos
 from utils.errors import InputError, run_script
+from utils.files import partial_path, write_text
 
 if TYPE_CHECKING:
     from Video_Models.predictor import Prediction
 
 EXIT_SOME_FAILED = 1
 FORMATS = ("table", "csv", "json")
-_DEVICE = r"auto|cpu|cuda(:\d+)?|mps"
+_DEVICE = r"auto|cpu|cuda(:\d{1,2})?|mps"
 _ENDINGS = ", ".join(sorted(VIDEO_SUFFIXES))
 log = logging.getLogger(__name__)
 
@@ -34,7 +36,10 @@ def main() -> None:
     """Find the videos, predict, write; the imports of torch wait until the arguments are known to be good."""
     arguments = _parse_arguments()
     videos = collect_videos(arguments.videos, arguments.list)
+    inputs = [path for path in (*videos, arguments.list, arguments.checkpoint) if path is not None]
     overlays = plan_overlays(videos, arguments.overlay) if arguments.overlay else {}
+    require_no_input("--output", [arguments.output] if arguments.output else [], inputs)
+    require_no_input("--overlay", list(overlays.values()), inputs)
     from utils.runs import configure_logging
     from Video_Models.prediction_output import format_predictions
     from Video_Models.predictor import Predictor
@@ -43,9 +48,10 @@ def main() -> None:
     options = {name: getattr(arguments, name) for name in ("device", "precision", "batch_size")}
     predictions = Predictor(arguments.checkpoint, **options).predict(videos)
     _write(format_predictions(predictions, _choose_format(arguments), arguments.top), arguments.output)
-    _write_overlays(predictions, overlays)
+    num_without_overlay = _write_overlays(predictions, overlays)
     if num_failed := len({one.path for one in predictions if one.status != "ok"}):
         log.warning("%d of %d videos failed; the output says why", num_failed, len(videos))
+    if num_failed or num_without_overlay:
         sys.exit(EXIT_SOME_FAILED)
 
 
@@ -72,29 +78,38 @@ def collect_videos(given: Sequence[Path], list_path: Path | None) -> list[Path]:
     if list_path is not None:
         places += _read_list(list_path)
     videos = list(dict.fromkeys(video for path, where in places for video in _videos_at(path, where)))
+    if not videos and list_path is not None:
+        raise InputError(f"--list: {list_path} names no video; write a file or folder a line")
     if not videos:
         raise InputError("no video is given; name files or folders, or a text file with --list")
     return videos
 
 
 def plan_overlays(videos: Sequence[Path], folder: Path) -> dict[Path, Path]:
-    """Where each video's overlay goes: `<name>_predicted.mp4`; of the second video of a name `<name>_2_predicted.mp4`.
-
-    Raises:
-        InputError: one would take the place of a video.
-    """
-    sources, planned = {video.resolve() for video in videos}, {}
+    """Where the overlays go: `<name>_predicted.mp4`, of the second video of a name `<name>_2_predicted.mp4`."""
+    planned: dict[Path, Path] = {}
     taken: set[Path] = set()
     for video in videos:
         target, number = folder / f"{video.stem}_predicted.mp4", 1
         while target in taken:
             number += 1
             target = folder / f"{video.stem}_{number}_predicted.mp4"
-        if target.resolve() in sources:
-            raise InputError(f"--overlay: {target} is one of the videos; choose another folder")
         taken.add(target)
         planned[video] = target
     return planned
+
+
+def require_no_input(option: str, targets: Sequence[Path], inputs: Sequence[Path]) -> None:
+    """Refuse to write over what is read; links are followed.
+
+    Raises:
+        InputError: naming the option and the file.
+    """
+    sources = {os.path.realpath(path) for path in inputs}  # Path.resolve raises where links form a loop
+    for target in targets:
+        for written in (target, partial_path(target)):
+            if os.path.realpath(written) in sources:
+                raise InputError(f"{option}: {written} is one of the files to be read; choose another place")
 
 
 def _parse_arguments() -> argparse.Namespace:
@@ -120,14 +135,27 @@ def _parse_arguments() -> argparse.Namespace:
 
 def _check_paths(checkpoint: Path, output: Path | None, overlay: Path | None) -> None:
     """Before anything expensive; `--output a.mp4 b.mp4` must not write text over a video."""
+    if checkpoint.is_dir():
+        raise InputError(f"--checkpoint: {checkpoint} is a folder; name the file in it, e.g. model_best.safetensors")
     if not checkpoint.is_file():
         raise InputError(f"--checkpoint: there is no checkpoint {checkpoint}; train the model, or correct the path")
     if output is not None and output.suffix.lower() in {*VIDEO_SUFFIXES, ".safetensors"}:
         raise InputError(f"--output: {output} would be text under the name of another kind of file; choose another")
     if output is not None and output.is_dir():
         raise InputError(f"--output: {output} is a folder; name a file")
-    if overlay is not None and overlay.exists() and not overlay.is_dir():
-        raise InputError(f"--overlay: {overlay} is a file; name a folder")
+    if output is not None:
+        _require_folder("--output", output.parent)
+    if overlay is not None:
+        _require_folder("--overlay", overlay)
+
+
+def _require_folder(option: str, folder: Path) -> None:
+    """That it is one, or can be made."""
+    there = next(path for path in (folder, *folder.parents) if path.exists() or path == path.parent)
+    if not there.is_dir():
+        raise InputError(f"{option}: {there} is a file; name a folder")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise InputError(f"{option}: the folder {there} may not be written to; choose another")
 
 
 def _count(text: str) -> int:
@@ -175,16 +203,16 @@ def _write(text: str, output: Path | None) -> None:
     if output is None:
         print(text, end="", flush=True)
         return
-    from utils.files import write_text
-
     write_text(output, text)
     log.info("predictions: %s", output)
 
 
-def _write_overlays(predictions: Sequence[Prediction], overlays: dict[Path, Path]) -> None:
-    """One a video that did not fail, with a line a task."""
+def _write_overlays(predictions: Sequence[Prediction], overlays: dict[Path, Path]) -> int:
+    """One a video that did not fail, with a line a task; how many could not be written."""
     if not overlays:
-        return
+        return 0
+    from av import FFmpegError
+
     from Video_Models.overlay import write_overlay
     from Video_Models.prediction_output import caption
 
@@ -192,9 +220,16 @@ def _write_overlays(predictions: Sequence[Prediction], overlays: dict[Path, Path
     for one in predictions:
         if one.status == "ok":
             lines.setdefault(one.path, []).append(caption(one))
+    num_failed = 0
     for video, of_video in lines.items():
-        write_overlay(video, overlays[video], of_video)
-        log.info("overlay: %s", overlays[video])
+        try:
+            write_overlay(video, overlays[video], of_video)
+        except (FFmpegError, InputError, OSError, ValueError) as error:  # ValueError: how PyAV refuses a size or a time
+            num_failed += 1
+            log.error("no overlay %s: %s", overlays[video], getattr(error, "strerror", None) or error)
+        else:
+            log.info("overlay: %s", overlays[video])
+    return num_failed
 
 
 if __name__ == "__main__":

@@ -67,12 +67,11 @@ FORMATS: dict[str, Callable[[Sequence[Prediction], int | None], str]] = {
 
 
 def _as_object(prediction: Prediction, top: int | None) -> dict[str, Any]:
-    classes = [name for _, name in _ranked(prediction, top)]
     names = ("task", "status", "reason", "num_frames", "label", "class_name", "confidence")
     return {
         "video_path": _text_of(prediction.path),
         **{name: getattr(prediction, name) for name in names},
-        "probabilities": {name: prediction.probabilities[name] for name in classes},
+        "probabilities": {name: probability for _, name, probability in _ranked(prediction, top)},
     }
 
 
@@ -86,26 +85,21 @@ def _rows(prediction: Prediction, top: int) -> Iterator[dict[str, Any]]:
     }
     if prediction.status != STATUS_OK:
         yield known | {"rank": None, "label": None, "class_name": "", "probability": None}
-    for rank, (label, name) in enumerate(_ranked(prediction, top), start=1):
-        yield known | {
-            "rank": rank,
-            "label": label,
-            "class_name": name,
-            "probability": prediction.probabilities[name],
-        }
+    for rank, (label, name, probability) in enumerate(_ranked(prediction, top), start=1):
+        yield known | {"rank": rank, "label": label, "class_name": name, "probability": probability}
 
 
-def _ranked(prediction: Prediction, top: int | None) -> list[tuple[int, str]]:
-    """Label and name of the most probable classes; ties go to the lower label."""
-    probabilities = prediction.probabilities
-    ranked = sorted(enumerate(probabilities), key=lambda labelled: (-probabilities[labelled[1]], labelled[0]))
-    return ranked[:top]
+def _ranked(prediction: Prediction, top: int | None) -> list[tuple[int, str, float]]:
+    """Label, name and probability of the most probable classes; ties go to the lower label."""
+    names, probabilities = prediction.class_names, prediction.probabilities
+    ranked = sorted(range(len(names)), key=lambda label: (-probabilities[label], label))
+    return [(label, names[label], probabilities[label]) for label in ranked[:top]]
 
 
 def _answer(prediction: Prediction, top: int) -> str:
     if prediction.status != STATUS_OK:
         return f"{prediction.status}: {prediction.reason}"
-    return ", ".join(f"{name} {100 * prediction.probabilities[name]:.1f} %" for _, name in _ranked(prediction, top))
+    return ", ".join(f"{name} {100 * probability:.1f} %" for _, name, probability in _ranked(prediction, top))
 
 
 def _text_of(path: Path) -> str:

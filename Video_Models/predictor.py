@@ -11,8 +11,9 @@ import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache, partial
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -46,7 +47,8 @@ class Prediction:
         label: of the most probable class; ties go to the lower one.
         class_name: its name; where two classes have the same, with the WordNet id or the label behind it.
         confidence: its probability, 0..1.
-        probabilities: of every class by name, in label order.
+        class_names: of every class, in label order, each another.
+        probabilities: of every class, in label order.
     """
 
     path: Path
@@ -57,7 +59,8 @@ class Prediction:
     label: int | None = None
     class_name: str = ""
     confidence: float | None = None
-    probabilities: dict[str, float] = field(default_factory=dict)
+    class_names: tuple[str, ...] = ()
+    probabilities: tuple[float, ...] = ()
 
 
 class Predictor:
@@ -127,10 +130,10 @@ class Predictor:
         predictions = []
         of_tasks = logits.split([len(names) for names in self._class_names])
         for task, names, own in zip(self.tasks, self._class_names, of_tasks, strict=True):
-            probabilities = dict(zip(names, own.softmax(dim=0).tolist(), strict=True))
-            label = int(own.argmax())
-            best = {"label": label, "class_name": names[label], "confidence": probabilities[names[label]]}
-            predictions.append(Prediction(task=task, status=STATUS_OK, probabilities=probabilities, **best, **known))
+            probabilities, label = tuple(own.softmax(dim=0).tolist()), int(own.argmax())
+            best = {"label": label, "class_name": names[label], "confidence": probabilities[label]}
+            every = {"class_names": names, "probabilities": probabilities}
+            predictions.append(Prediction(task=task, status=STATUS_OK, **best, **every, **known))
         return predictions
 
 
@@ -228,13 +231,24 @@ def _classes_of(described: ModelDescription) -> dict[str | None, tuple[ClassInfo
     return {name: tuple(ClassInfo(**one) for one in classes) for name, classes in tasks.items()}
 
 
-def _distinct_names(classes: tuple[ClassInfo, ...]) -> list[str]:
+def _distinct_names(classes: tuple[ClassInfo, ...]) -> tuple[str, ...]:
     """Names in label order; ImageNet has two cranes, a bird and a machine."""
     counts = Counter(one.class_name for one in classes)
     ids = Counter((one.class_name, one.wnid) for one in classes)
-    return [
-        one.class_name
-        if counts[one.class_name] == 1
-        else f"{one.class_name} ({one.wnid if one.wnid and ids[one.class_name, one.wnid] == 1 else one.label})"
-        for one in classes
-    ]
+    taken, names = set(counts), []
+    for one in classes:
+        name = one.class_name
+        if counts[name] > 1:
+            has_own_id = one.wnid and ids[name, one.wnid] == 1
+            name = next(made for made in _longer_names(one, has_own_id) if made not in taken)
+            taken.add(name)
+        names.append(name)
+    return tuple(names)
+
+
+def _longer_names(one: ClassInfo, has_own_id: bool) -> Iterator[str]:
+    """As many as it takes: another class may really be called `crane (1)`."""
+    if has_own_id:
+        yield f"{one.class_name} ({one.wnid})"
+    for num_signs in count():
+        yield f"{one.class_name} ({'#' * num_signs}{one.label})"

@@ -1,7 +1,8 @@
 """Clips and videos on disk: H.264 MP4 written, and any video read, with PyAV, whose wheel carries FFmpeg.
 
 A frame array is always uint8 (T, H, W, 3), RGB, 0..255. Frames are numbered by decoding from the start: a seek, and
-what a container says of its length, is exact in some files only.
+what a container says of its length, is exact in some files only. Every reader gives frames as a player shows them: a
+video that a phone recorded on its side, with a matrix that says so, comes out upright, its height and width too.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from pathlib import Path
 
 import av
 import numpy as np
+from av.sidedata.sidedata import Type as SideDataType
 
 from utils.containers import count_missing_bytes
 from utils.errors import InputError
@@ -23,6 +25,9 @@ from utils.files import write_with
 # x264's macroblock tree and B-frame decision read memory that was never written (seen with x264 of PyAV 18.1: the same
 # frames gave other bytes in 60 % of fresh processes at 224 px). Without both, equal frames are equal bytes.
 _REPEATABLE = {"preset": "medium", "x264-params": "bframes=0:mbtree=0"}
+_USUAL_RATE = 25  # frames a second, where a container names none
+_DISPLAY_MATRIX = SideDataType.DISPLAYMATRIX
+_ONE_DEGREE = 0.0175  # its tangent
 
 
 class VideoError(InputError):
@@ -127,6 +132,46 @@ def read_frames(
     return frames
 
 
+def iterate_frames(path: Path) -> Iterator[np.ndarray]:
+    """All frames of a video, uint8 (H, W, 3), RGB, one at a time: a long video takes no more memory than a short one.
+
+    Raises:
+        VideoError: not a video, or damaged, as soon as the decoder comes to it.
+    """
+    with _named_errors(path):
+        for frame in _decode(path):
+            yield _to_rgb(frame)
+
+
+@dataclass(frozen=True)
+class FrameTimes:
+    """When the frames of a video are shown.
+
+    Attributes:
+        ticks: of each frame, in units of `time_base`; from 0, rising.
+        time_base: seconds.
+        rate: frames a second as the container says, 25 where it names none.
+    """
+
+    ticks: tuple[int, ...]
+    time_base: Fraction
+    rate: Fraction
+
+
+def read_frame_times(path: Path) -> FrameTimes:
+    """Decode a whole video for the times of its frames; constant steps where it does not have one for each.
+
+    Raises:
+        VideoError: not a video, or damaged.
+    """
+    with _named_errors(path), _open_stream(path) as (container, stream):
+        rate = Fraction(stream.guessed_rate or _USUAL_RATE)
+        stamps = [frame.pts for frame in container.decode(stream)]
+        if None in stamps or stream.time_base is None:
+            return FrameTimes(tuple(range(len(stamps))), 1 / rate, rate)
+        return FrameTimes(tuple(_as_shown(stamps)), stream.time_base, rate)
+
+
 @dataclass(frozen=True)
 class VideoInfo:
     """What a full decode of a video found; `fps` is its container's word, 0 where it has none."""
@@ -152,7 +197,7 @@ def probe_video(path: Path) -> VideoInfo:
             for frame in container.decode(stream):
                 if frame.is_corrupt:
                     raise ValueError(f"frame {num_frames} is damaged")
-                sizes.add((frame.height, frame.width))
+                sizes.add(_shown_size(frame))
                 num_frames += 1
         if len(sizes) != 1:
             raise ValueError(f"its frames have {len(sizes)} sizes" if sizes else "no frame can be decoded")
@@ -211,5 +256,45 @@ def _decode(path: Path) -> Iterator[av.VideoFrame]:
         yield from container.decode(stream)
 
 
+def _as_shown(stamps: list[int]) -> Iterator[int]:
+    """Time stamps from 0 on, rising.
+
+    Frames come in the order shown, so their stamps rise. Where they do not, they are the packets' (AVI stores no other,
+    and B-frames after the frames that they lie before): the same times in another order.
+    """
+    shift, last = min(stamps, default=0), -1
+    for stamp in sorted(stamps):
+        last = max(stamp - shift, last + 1)
+        yield last
+
+
 def _to_rgb(frame: av.VideoFrame) -> np.ndarray:
-    return frame.to_ndarray(format="rgb24")
+    """uint8 (H, W, 3), as it is shown."""
+    stored = frame.to_ndarray(format="rgb24")
+    is_turned, mirror_rows, mirror_columns = _orientation(frame)
+    if not (is_turned or mirror_rows or mirror_columns):
+        return stored
+    shown = stored.transpose(1, 0, 2) if is_turned else stored
+    return np.ascontiguousarray(shown[:: -1 if mirror_rows else 1, :: -1 if mirror_columns else 1])
+
+
+def _shown_size(frame: av.VideoFrame) -> tuple[int, int]:
+    """Height and width."""
+    return (frame.width, frame.height) if _orientation(frame)[0] else (frame.height, frame.width)
+
+
+def _orientation(frame: av.VideoFrame) -> tuple[bool, bool, bool]:
+    """How a stored frame becomes the one that is shown: rows and columns change places, then rows, columns mirrored.
+
+    The display matrix (ISO/IEC 14496-12, 6.2.2; FFmpeg's libavutil/display.h) takes a stored place (x, y) to
+    (a x + c y, b x + d y). `frame.rotation` is not enough: of a mirror it makes a half turn. An angle between quarter
+    turns (FFmpeg, too, takes one degree for none) is left as it is stored, as no array of pixels holds it.
+    """
+    if (matrix := frame.side_data.get(_DISPLAY_MATRIX)) is None:
+        return False, False, False
+    a, b, _, c, d, *_ = np.frombuffer(bytes(matrix), np.int32).tolist()
+    if max(abs(b), abs(c)) < _ONE_DEGREE * min(abs(a), abs(d)):
+        return False, d < 0, a < 0
+    if max(abs(a), abs(d)) < _ONE_DEGREE * min(abs(b), abs(c)):
+        return True, b < 0, c < 0
+    return False, False, False

@@ -20,13 +20,14 @@ from PIL import Image
 from torch import nn
 from videos import truncate, write_video
 
+import Video_Models.overlay
 import Video_Models.predictor
 from Inflated_3D_VGG.vgg_inflated import build_vgg11_3d
 from Model_Evaluation.derived import MEASURED
 from Model_Evaluation.settings import EvaluationSettings
 from utils.artifacts import read_table
 from utils.checkpoints import ModelDescription, read_weights, write_weights
-from utils.clips import probe_video, read_clip
+from utils.clips import probe_video, read_clip, read_frame_times
 from utils.config import build_settings
 from utils.errors import InputError, run_script
 from utils.frame_sampling import FrameSampling
@@ -185,7 +186,7 @@ def test_predictions_are_the_evaluations_probabilities(world, videos, tmp_path):
     answers = {}
     for name in kinds:
         predictions = Predictor(world / f"{name}.safetensors", device="cpu").predict(videos)
-        answers[name] = [list(one.probabilities.values()) for one in predictions]
+        answers[name] = [list(one.probabilities) for one in predictions]
         np.testing.assert_allclose(answers[name], evaluated(tmp_path, name), rtol=0, atol=1e-6)
         assert [one.path for one in predictions] == videos
         assert {one.num_frames for one in predictions} == {NUM_THERE}
@@ -208,9 +209,9 @@ def test_every_task_is_answered_as_the_evaluation_does(world, videos, tmp_path):
     for number, (task, names) in enumerate(TASKS.items()):
         assert run_in_child(evaluate, world, tmp_path / task, {"tasks": "video"}, task) == 0
         own = predictions[number::2]
-        found = [list(one.probabilities.values()) for one in own]
+        found = [list(one.probabilities) for one in own]
         np.testing.assert_allclose(found, evaluated(tmp_path / task, "tasks"), rtol=0, atol=1e-6)
-        assert all(tuple(one.probabilities) == names and one.class_name == names[one.label] for one in own)
+        assert all(one.class_names == names and one.class_name == names[one.label] for one in own)
 
 
 @pytest.mark.parametrize(("name", "num_frames"), [("real_clip_a.avi", 164), ("real_clip_b.mp4", 280)])
@@ -233,7 +234,7 @@ def test_real_videos_are_seen_as_a_full_decode_has_them(real_data, world, name, 
     with torch.no_grad():
         expected = network(torch.stack(windows)).mean(dim=0).double().softmax(dim=0)
     (prediction,) = Predictor(world / "dense.safetensors", device="cpu").predict([path])
-    np.testing.assert_allclose(list(prediction.probabilities.values()), expected.numpy(), rtol=0, atol=1e-5)
+    np.testing.assert_allclose(list(prediction.probabilities), expected.numpy(), rtol=0, atol=1e-5)
     assert prediction.num_frames == num_frames
 
 
@@ -243,7 +244,7 @@ def test_the_batch_changes_nothing(world, videos, uniform):
         apart = Predictor(world / "uniform.safetensors", device="cpu", batch_size=batch_size).predict(videos[::-1])
         for one, other in zip(together, apart[::-1], strict=True):
             assert (one.path, one.label) == (other.path, other.label)
-            assert list(one.probabilities.values()) == pytest.approx(list(other.probabilities.values()), abs=1e-6)
+            assert list(one.probabilities) == pytest.approx(list(other.probabilities), abs=1e-6)
 
 
 def spoil(folder: Path) -> dict[Path, str]:
@@ -270,7 +271,7 @@ def test_what_cannot_be_read_is_a_row_and_harms_no_other(tmp_path, videos, unifo
     assert [one.path for one in predictions] == mixed
     for one, expected in zip(predictions[1::2], alone, strict=True):
         assert (one.status, one.label) == ("ok", expected.label)
-        assert list(one.probabilities.values()) == pytest.approx(list(expected.probabilities.values()), abs=1e-6)
+        assert list(one.probabilities) == pytest.approx(list(expected.probabilities), abs=1e-6)
     for one in predictions[::2]:
         assert one == Prediction(one.path, None, "failed", one.reason)
         assert one.reason and one.reason.startswith(reasons[one.path]) and "\n" not in one.reason
@@ -302,13 +303,61 @@ def test_classes_of_one_name_are_told_apart(world, tmp_path, videos):
     cases = {
         ("crane", "crane", "hen"): ("crane (c0)", "crane (c1)", "hen"),
         ("", "", ""): (" (c0)", " (c1)", " (c2)"),
+        ("crane", "crane", "crane (c0)"): ("crane (0)", "crane (c1)", "crane (c0)"),
     }
     for names, expected in cases.items():
         classes = tuple(ClassInfo(label, name, f"c{label}") for label, name in enumerate(names))
         write_weights(tmp_path / "w.safetensors", state_dict, replace(described, classes=classes))
         (prediction,) = Predictor(tmp_path / "w.safetensors", device="cpu").predict(videos[:1])
-        assert tuple(prediction.probabilities) == expected
+        assert prediction.class_names == expected
         assert prediction.class_name == expected[prediction.label]
+
+
+@pytest.mark.parametrize(
+    ("classes", "expected"),
+    [
+        ([("a", ""), ("a", ""), ("a (0)", ""), ("z", "")], ("a (#0)", "a (1)", "a (0)", "z")),
+        ([("a (#0)", ""), ("a", "n1"), ("a", "n1"), ("a (1)", "")], ("a (#0)", "a (#1)", "a (2)", "a (1)")),
+        ([("a", "1"), ("a", ""), ("b", ""), ("a (1)", "")], ("a (0)", "a (#1)", "b", "a (1)")),
+    ],
+)
+def test_no_two_classes_come_to_one_name(classes, expected):
+    infos = tuple(ClassInfo(label, name, wnid) for label, (name, wnid) in enumerate(classes))
+    assert Video_Models.predictor._distinct_names(infos) == expected
+
+
+def test_a_label_in_the_output_is_the_class_s_own(world, tmp_path, videos):
+    """A class may be called as another, and another as what tells the two apart."""
+    state_dict, described = read_weights(world / "uniform.safetensors")
+    classes = tuple(ClassInfo(label, name, "") for label, name in enumerate(("a", "a", "a (0)")))
+    write_weights(tmp_path / "w.safetensors", state_dict, replace(described, classes=classes))
+    (prediction,) = Predictor(tmp_path / "w.safetensors", device="cpu").predict(videos[:1])
+    (expected,) = Predictor(world / "uniform.safetensors", device="cpu").predict(videos[:1])
+    assert prediction.probabilities == expected.probabilities and len(prediction.probabilities) == 3
+    rows = [line.split(",") for line in format_predictions([prediction], "csv", 3).splitlines()[1:]]
+    written = {int(row[4]): float(row[6]) for row in rows}
+    assert written == pytest.approx(dict(enumerate(expected.probabilities)), rel=1e-5), "six digits"
+    found = json.loads(format_predictions([prediction], "json", None))[0]["probabilities"]
+    assert found == dict(zip(("a (#0)", "a (1)", "a (0)"), expected.probabilities, strict=True))
+
+
+def test_a_video_on_its_side_is_seen_upright(world, tmp_path, videos, uniform):
+    """The same picture, stored upright and on its side with a matrix that says so, has one answer."""
+    frames = read_clip(videos[0])
+    for name, stored, degrees in (("upright", frames, 0), ("side", np.rot90(frames, -1, axes=(1, 2)), 90)):
+        with av.open(str(tmp_path / f"{name}.mp4"), "w") as container:
+            stream = container.add_stream("libx264rgb", rate=10, options={"crf": "0"})
+            stream.height, stream.width, stream.pix_fmt = *stored.shape[1:3], "rgb24"
+            stream.set_display_rotation(degrees)
+            for frame in stored:
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")))
+            container.mux(stream.encode())
+    upright, side = uniform.predict([tmp_path / "upright.mp4", tmp_path / "side.mp4"])
+    assert side.probabilities == pytest.approx(upright.probabilities, abs=1e-6)
+    assert upright.probabilities == pytest.approx(uniform.predict(videos[:1])[0].probabilities, abs=1e-6)
+    write_overlay(tmp_path / "side.mp4", tmp_path / "o.mp4", ["run"])
+    shown = read_clip(tmp_path / "o.mp4")[:, 20:]
+    assert np.abs(shown.astype(int) - frames[:, 20:]).mean() < 6, "the overlay, too, and it is turned once only"
 
 
 def test_logits_that_are_not_finite_are_refused(world, tmp_path, videos):
@@ -471,6 +520,28 @@ def test_failed_videos_make_the_exit_code_one_and_no_overlay(world, videos, tmp_
     assert sorted(path.name for path in (tmp_path / "overlays").iterdir()) == ["a_predicted.mp4", "b_predicted.mp4"]
 
 
+def test_an_overlay_that_cannot_be_written_stops_no_other(world, videos, tmp_path, run, monkeypatch, caplog):
+    def refuse_b(source: Path) -> object:
+        if source.stem == "b":
+            raise av.error.ExternalError(-542398533, "no such encoder", str(source))
+        return read_times(source)
+
+    read_times = Video_Models.overlay.read_frame_times
+    monkeypatch.setattr(Video_Models.overlay, "read_frame_times", refuse_b)
+    (tmp_path / "o" / "a_predicted.mp4").mkdir(parents=True)
+    options = ("--checkpoint", world / "uniform.safetensors", "--device", "cpu", "--overlay", tmp_path / "o")
+    caplog.set_level("INFO")
+    code, stdout, stderr = run(*options, *videos[:3])
+    assert (code, len(stdout.splitlines())) == (1, 3)
+    assert "Traceback" not in stderr
+    assert [message for message in caplog.messages if "overlay" in message] == [
+        f"no overlay {tmp_path / 'o' / 'a_predicted.mp4'}: Is a directory",
+        f"no overlay {tmp_path / 'o' / 'b_predicted.mp4'}: no such encoder",
+        f"overlay: {tmp_path / 'o' / 'c_predicted.mp4'}",
+    ]
+    assert sorted(path.name for path in (tmp_path / "o").iterdir()) == ["a_predicted.mp4", "c_predicted.mp4"]
+
+
 REFUSED = {
     "no video at all": ([], "no video is given; name files or folders"),
     "a file that is not there": (["gone.mp4"], "there is no video or folder gone.mp4; correct the path"),
@@ -478,7 +549,32 @@ REFUSED = {
     "no such list": (["--list", "gone.txt"], "--list: there is no file gone.txt"),
     "a video as the list": (["--list", "a.mp4"], "--list: a.mp4 is not UTF-8 text"),
     "a wrong line": (["--list", "list.txt"], "list.txt line 2: there is no video or folder gone.mp4"),
-    "an overlay over a video": (["a.mp4", "a_predicted.mp4", "--overlay", "."], "a_predicted.mp4 is one of the videos"),
+    "an overlay over a video": (
+        ["a.mp4", "a_predicted.mp4", "--overlay", "."],
+        "--overlay: a_predicted.mp4 is one of the files to be read; choose another place",
+    ),
+    "an output over a video": (["a.mp4", "b.ts", "--output", "b.ts"], "--output: b.ts is one of the files to be read"),
+    "an output over a video by a link": (["b.ts", "--output", "link.txt"], "--output: link.txt is one of the files to"),
+    "an output over the target of a link": (["link.txt", "--output", "b.ts"], "--output: b.ts is one of the files to"),
+    "a file beside the output over a video": (["b.ts.partial", "--output", "b.ts"], "b.ts.partial is one of the files"),
+    "an output over the list": (["--list", "good.txt", "--output", "good.txt"], "--output: good.txt is one of the"),
+    "an output over the checkpoint": (
+        ["a.mp4", "--checkpoint", "c.bin", "--output", "c.bin"],
+        "--output: c.bin is one",
+    ),
+    "an output below a file": (
+        ["a.mp4", "--output", "list.txt/x/o.csv"],
+        "--output: list.txt is a file; name a folder",
+    ),
+    "overlays below a file": (["a.mp4", "--overlay", "list.txt/x"], "--overlay: list.txt is a file; name a folder"),
+    "an empty list": (["--list", "empty.txt"], "--list: empty.txt names no video; write a file or folder a line"),
+    "a folder as the list": (["--list", "bare"], "--list: there is no file bare"),
+    "a folder as the checkpoint": (["a.mp4", "--checkpoint", "bare"], "--checkpoint: bare is a folder; name the file"),
+    "an image as the checkpoint": (["a.mp4", "--checkpoint", "i.png"], "i.png: is truncated or not a checkpoint"),
+    "an empty checkpoint": (["a.mp4", "--checkpoint", "empty.txt"], "empty.txt: is truncated or not a checkpoint"),
+    "a name that is too long": (["x" * 300], "too long for the file system"),
+    "no videos at a time": (["a.mp4", "--batch-size", "0"], "'0' is no whole number from 1"),
+    "a device of no number": (["a.mp4", "--device", "cuda:99999999999999999999"], "is none of auto, cpu"),
     "text over a video": (["b.mp4", "--output", "a.mp4"], "would be text under the name of another kind of file"),
     "a folder as the output": (["a.mp4", "--output", "bare"], "--output: bare is a folder"),
     "a file as the overlays' folder": (["a.mp4", "--overlay", "list.txt"], "--overlay: list.txt is a file"),
@@ -488,6 +584,37 @@ REFUSED = {
 }
 
 
+def test_an_output_whose_link_leads_to_itself_is_replaced(world, videos, tmp_path, run):
+    (tmp_path / "o.csv").symlink_to("o.csv")
+    options = ("--checkpoint", world / "uniform.safetensors", "--device", "cpu")
+    assert run(*options, videos[0], "--output", tmp_path / "o.csv")[0] == 0
+    assert (tmp_path / "o.csv").read_text().startswith("video_path,task,")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_device_that_is_not_there_is_refused(world, videos, run):
+    code, stdout, stderr = run("--checkpoint", world / "uniform.safetensors", "--device", "cuda", videos[0])
+    assert (code, stdout) == (2, "") and "device: 'cuda' is not available on this machine" in stderr
+
+
+def test_a_state_to_resume_from_is_no_checkpoint(world, tmp_path, videos, run):
+    torch.save({"model": read_weights(world / "uniform.safetensors")[0], "epoch": 3}, tmp_path / "last.pt")
+    code, stdout, stderr = run("--checkpoint", tmp_path / "last.pt", videos[0])
+    assert (code, stdout) == (2, "") and "Traceback" not in stderr
+    assert "last.pt: does not say which network it is of; give a model_best.safetensors" in stderr
+
+
+def test_a_folder_that_may_not_be_read_is_refused(world, tmp_path, run, monkeypatch):
+    def refuse(path: Path) -> bool:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "is_dir", refuse)
+    with pytest.raises(PermissionError):
+        predict.collect_videos([tmp_path], None)
+    code, _, stderr = run("--checkpoint", world / "uniform.safetensors", tmp_path)
+    assert (code, stderr.count("error: "), "permission denied" in stderr) == (2, 1, True)
+
+
 @pytest.mark.parametrize(("arguments", "sentence"), REFUSED.values(), ids=REFUSED)
 def test_bad_input_is_one_sentence_and_changes_nothing(world, tmp_path, monkeypatch, run, arguments, sentence):
     monkeypatch.chdir(tmp_path)
@@ -495,6 +622,13 @@ def test_bad_input_is_one_sentence_and_changes_nothing(world, tmp_path, monkeypa
         write_video(tmp_path / name, 60, size=64)
     (tmp_path / "bare").mkdir()
     (tmp_path / "list.txt").write_text("a.mp4\ngone.mp4\n")
+    (tmp_path / "good.txt").write_text("a.mp4\n")
+    (tmp_path / "empty.txt").touch()
+    (tmp_path / "b.ts").write_bytes((tmp_path / "a.mp4").read_bytes())
+    (tmp_path / "b.ts.partial").write_bytes((tmp_path / "a.mp4").read_bytes())
+    (tmp_path / "link.txt").symlink_to("b.ts")
+    (tmp_path / "c.bin").write_bytes((world / "uniform.safetensors").read_bytes())
+    Image.new("RGB", (8, 8)).save(tmp_path / "i.png")
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
     code, stdout, stderr = run("--checkpoint", world / "uniform.safetensors", *arguments)
     assert (code, stdout) == (2, "")
@@ -550,7 +684,8 @@ PREDICTIONS = (
         2,
         "rest, then run",
         0.5,
-        {"run": 0.25, "jump": 0.25, "rest, then run": 0.5},
+        ("run", "jump", "rest, then run"),
+        (0.25, 0.25, 0.5),
     ),
     Prediction(Path("a.avi"), None, "failed", "unreadable: End of file"),
 )
@@ -658,9 +793,32 @@ def test_odd_sides_are_made_even(tmp_path):
     write_overlay(tmp_path / "odd.mkv", tmp_path / "even.mp4", ["a"])
     info = probe_video(tmp_path / "even.mp4")
     assert (info.num_frames, info.height, info.width) == (4, 52, 66)
-    assert rate_of(tmp_path / "even.mp4") == pytest.approx(30000 / 1001, rel=1e-3)
+    was, now = (read_frame_times(tmp_path / name) for name in ("odd.mkv", "even.mp4"))
+    assert [tick * now.time_base for tick in now.ticks] == [tick * was.time_base for tick in was.ticks]
     last = read_clip(tmp_path / "even.mp4")[-1]
     assert last[-2:, -20:].min() > 150 and last[20:, -2:].min() > 150, "the last row and column are repeated"
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
+def test_an_overlay_shows_each_frame_when_its_video_does(tmp_path, suffix):
+    stamps, unit = [0, 1, 5, 6, 20, 21, 50], Fraction(1, 100)
+    with av.open(str(tmp_path / f"a{suffix}"), "w") as container:
+        stream = container.add_stream("libx264", rate=30)
+        stream.width = stream.height = 64
+        stream.time_base = stream.codec_context.time_base = unit
+        for number, stamp in enumerate(stamps):
+            frame = av.VideoFrame.from_ndarray(np.full((64, 64, 3), 30 * number, np.uint8), format="rgb24")
+            frame.pts, frame.time_base = stamp, unit
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    write_overlay(tmp_path / f"a{suffix}", tmp_path / "o.mp4", ["run"])
+    with av.open(str(tmp_path / "o.mp4")) as container:
+        frames = [
+            (frame.pts * frame.time_base, frame.to_ndarray(format="rgb24")) for frame in container.decode(video=0)
+        ]
+    assert [time_s for time_s, _ in frames] == [stamp * unit for stamp in stamps]
+    means = [pixels[-16:].mean() for _, pixels in frames]
+    np.testing.assert_allclose(means, [30 * number for number in range(7)], atol=4)
 
 
 def test_text_is_cut_to_the_frame_and_darkens_only_its_corner():

@@ -10,15 +10,27 @@ import re
 import subprocess
 import sys
 import tracemalloc
+from collections.abc import Callable, Sequence
+from fractions import Fraction
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 from conftest import PROJECT
 from videos import truncate, write_video
 
 from utils import clips
-from utils.clips import CODECS, VideoError, probe_video, read_clip, read_frames, write_clip
+from utils.clips import (
+    CODECS,
+    VideoError,
+    iterate_frames,
+    probe_video,
+    read_clip,
+    read_frame_times,
+    read_frames,
+    write_clip,
+)
 from utils.errors import InputError
 
 # Means of the three frames of svd_videos/val/00000.mp4 over all pixels and channels, as PyAV 18.1 decodes it.
@@ -255,8 +267,6 @@ def test_no_cut_gives_other_frames(clip):
 
 def test_a_clip_with_its_index_in_front_cut_before_its_frames_is_refused(tmp_path, clip):
     """Such files open without an error and yield no frame."""
-    import av
-
     fast = tmp_path / "fast.mp4"
     with av.open(str(clip)) as source, av.open(str(fast), "w", options={"movflags": "faststart"}) as target:
         stream = target.add_stream_from_template(source.streams.video[0])
@@ -376,8 +386,6 @@ def test_single_frames_are_those_of_a_full_decode_in_every_container(tmp_path, s
 
 def test_frames_of_a_video_with_reordered_frames_are_in_the_order_shown(tmp_path):
     """B-frames are stored after the frames that they lie before."""
-    import av
-
     path = tmp_path / "video.mp4"
     with av.open(str(path), "w") as container:
         stream = container.add_stream(
@@ -528,3 +536,148 @@ def test_a_video_with_a_part_that_was_overwritten_is_damaged(tmp_path):
     with pytest.raises(VideoError) as error:
         probe_video(path)
     assert error.value.reason.startswith(("unreadable: ", "frame "))
+
+
+# --- videos: as a player shows them ----------------------------------------------------------------------------------
+
+# Of every way to lay a picture on its side or mirror it: a, b, c, d of the display matrix, which take a stored place
+# (x, y) to (a x + c y, b x + d y) with y downwards, and what that makes of a picture.
+ORIENTATIONS: dict[str, tuple[tuple[float, ...], Callable[[np.ndarray], np.ndarray]]] = {
+    "as stored": ((1, 0, 0, 1), lambda picture: picture),
+    "a quarter turn clockwise": ((0, 1, -1, 0), lambda picture: np.rot90(picture, -1)),
+    "a half turn": ((-1, 0, 0, -1), lambda picture: np.rot90(picture, 2)),
+    "a quarter turn counterclockwise": ((0, -1, 1, 0), np.rot90),
+    "left and right": ((-1, 0, 0, 1), np.fliplr),
+    "top and bottom": ((1, 0, 0, -1), np.flipud),
+    "transposed": ((0, 1, 1, 0), lambda picture: picture.transpose(1, 0, 2)),
+    "transposed about the other diagonal": ((0, -1, -1, 0), lambda picture: np.rot90(picture, 2).transpose(1, 0, 2)),
+    "half a degree": ((1, 0.0087, -0.0087, 1), lambda picture: picture),
+    "30 degrees": ((0.866, 0.5, -0.5, 0.866), lambda picture: picture),
+    "nothing": ((0, 0, 0, 0), lambda picture: picture),
+}
+
+
+def with_matrix(source: Path, target: Path, matrix: Sequence[float]) -> Path:
+    """The same packets in another container with a display matrix, 16.16 fixed point."""
+    with av.open(str(source)) as reader, av.open(str(target), "w") as writer:
+        stream = writer.add_stream_from_template(reader.streams.video[0])
+        a, b, c, d = (round(65536 * value) for value in matrix)
+        stream.set_display_matrix([a, b, 0, c, d, 0, 0, 0, 2**30])
+        for packet in reader.demux(video=0):
+            if packet.dts is not None:
+                packet.stream = stream
+                writer.mux(packet)
+    return target
+
+
+@pytest.fixture(scope="module")
+def stored(tmp_path_factory) -> Path:
+    """Five frames of 64 x 96, exact."""
+    path = tmp_path_factory.mktemp("stored") / "stored.mp4"
+    write_clip(path, smooth_frames(5), codec="h264_lossless")
+    return path
+
+
+@pytest.mark.parametrize(("matrix", "show"), ORIENTATIONS.values(), ids=ORIENTATIONS)
+@pytest.mark.parametrize("suffix", [".mp4", ".mov"])
+def test_every_reader_shows_frames_upright(tmp_path, stored, suffix, matrix, show):
+    path = with_matrix(stored, tmp_path / f"video{suffix}", matrix)
+    expected = np.stack([show(frame) for frame in smooth_frames(5)])
+    frames = read_clip(path)
+    np.testing.assert_array_equal(frames, expected)
+    np.testing.assert_array_equal(read_frames(path, [4, 0, 4]), expected[[4, 0, 4]])
+    np.testing.assert_array_equal(np.stack(list(iterate_frames(path))), expected)
+    info = probe_video(path)
+    assert (info.num_frames, info.height, info.width) == expected.shape[:3]
+    assert all(frame.flags.c_contiguous for frame in iterate_frames(path))
+
+
+@pytest.mark.parametrize("degrees", [0, 90, 180, -90])
+def test_upright_is_what_the_decoder_calls_a_rotation(tmp_path, stored, degrees):
+    """Its angle is counterclockwise, as NumPy's."""
+    path = tmp_path / "video.mkv"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264rgb", rate=5, options={"crf": "0"})
+        stream.height, stream.width, stream.pix_fmt = 64, 96, "rgb24"
+        stream.set_display_rotation(degrees)
+        for frame in smooth_frames(5):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(stream.encode())
+    with av.open(str(path)) as container:
+        (found,) = {frame.rotation % 360 for frame in container.decode(video=0)}
+    assert found == degrees % 360
+    np.testing.assert_array_equal(read_clip(path), np.rot90(smooth_frames(5), degrees // 90, axes=(1, 2)))
+
+
+@pytest.mark.parametrize("name", ["real_clip_a.avi", "real_clip_b.mp4"])
+def test_real_frames_are_those_of_the_decoder_byte_for_byte(real_data, name):
+    path = real_data / "videos" / name
+    with av.open(str(path)) as container:
+        for frame, shown in zip(container.decode(video=0), iterate_frames(path), strict=True):
+            assert frame.to_ndarray(format="rgb24").tobytes() == shown.tobytes()
+
+
+def test_frames_are_given_up_to_the_damage(tmp_path):
+    (tmp_path / "text.mp4").write_text("no video")
+    with pytest.raises(VideoError, match=r"text\.mp4: cannot be decoded"):
+        next(iterate_frames(tmp_path / "text.mp4"))
+    with pytest.raises(VideoError, match=r"text\.mp4: cannot be decoded"):
+        read_frame_times(tmp_path / "text.mp4")
+
+
+def write_at(path: Path, stamps: Sequence[int], time_base: Fraction) -> Path:
+    """A frame at each of these times."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=10)
+        stream.height = stream.width = 32
+        stream.pix_fmt = "yuv420p"
+        stream.time_base = stream.codec_context.time_base = time_base
+        for number, stamp in enumerate(stamps):
+            frame = av.VideoFrame.from_ndarray(np.full((32, 32, 3), 20 * number, np.uint8), format="rgb24")
+            frame.pts, frame.time_base = stamp, time_base
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    return path
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".mov", ".webm"])
+def test_times_are_those_of_a_variable_frame_rate(tmp_path, suffix):
+    stamps = [0, 1, 5, 6, 20, 21, 50]
+    path = tmp_path / f"video{suffix}"
+    if suffix == ".webm":
+        write_at(tmp_path / "video.mkv", stamps, Fraction(1, 100)).rename(path)
+    else:
+        write_at(path, stamps, Fraction(1, 100))
+    times = read_frame_times(path)
+    assert [tick * times.time_base for tick in times.ticks] == [Fraction(stamp, 100) for stamp in stamps]
+
+
+def test_times_begin_at_zero(tmp_path):
+    times = read_frame_times(write_at(tmp_path / "video.mkv", [40, 43, 50], Fraction(1, 100)))
+    assert [tick * times.time_base for tick in times.ticks] == [0, Fraction(3, 100), Fraction(1, 10)]
+
+
+def test_times_of_packets_in_another_order_are_put_in_order(real_data):
+    """The AVI has B-frames: its stamps are 1, 2, 4, 3, 5, 7, 6, ..."""
+    path = real_data / "videos" / "real_clip_a.avi"
+    with av.open(str(path)) as container:
+        stamps = [frame.pts for frame in container.decode(video=0)]
+    assert stamps != sorted(stamps)
+    times = read_frame_times(path)
+    assert (times.ticks, times.time_base, times.rate) == (tuple(range(164)), Fraction(1, 25), 25)
+
+
+def test_frames_without_times_are_shown_in_equal_steps(tmp_path):
+    path = tmp_path / "bare.h264"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=25)
+        stream.height = stream.width = 32
+        for frame in smooth_frames(6, 32, 32):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(stream.encode())
+    times = read_frame_times(path)
+    assert (times.ticks, times.time_base) == ((0, 1, 2, 3, 4, 5), 1 / times.rate)
+
+
+def test_times_that_meet_are_kept_apart():
+    assert list(clips._as_shown([7, 7, 7, 8, 20])) == [0, 1, 2, 3, 13]
