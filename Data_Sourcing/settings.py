@@ -136,6 +136,9 @@ class IndexVideosSettings(Settings):
         per_class: balanced subsets: so many videos of each class, of each split that the layout brings; as many as the
             rarest class has where that is less. With several tasks the classes are the combinations of all labels, and
             videos that lack one are left out; where no video has all labels, the combinations of what is there.
+        keep_in_train: class -> share of its training videos that is kept, at least one; the others are in no split.
+            Makes a training set whose classes are not equally frequent; val and test stay whole. With several tasks
+            the classes are the combinations of all labels.
         min_frames: a shorter video is a row with a reason.
         max_failed_fraction: end with exit code 2 when a larger share of the videos cannot be used.
         seed: of the splits and of the subsets.
@@ -153,6 +156,7 @@ class IndexVideosSettings(Settings):
     group_pattern: str | None = None
     groups_csv: InputPath | None = None
     per_class: PositiveInt | None = None
+    keep_in_train: dict[str, _Share] = Field(default_factory=dict)
     min_frames: PositiveInt = 1
     max_failed_fraction: Fraction = 0.05
     seed: NonNegativeInt = 0

@@ -14,7 +14,15 @@ from Data_Sourcing.video_copies import report_copies
 from Data_Sourcing.video_layouts import read_layout
 from Data_Sourcing.video_probing import JOURNAL, ProbedVideo, num_bytes_of, probe_videos
 from Data_Sourcing.video_set import ONE_TASK, SPLITS, LabelledVideo, VideoSet
-from Data_Sourcing.video_splits import draw_balanced, draw_splits, join_groups, name_groups, refuse_shared_groups
+from Data_Sourcing.video_splits import (
+    draw_balanced,
+    draw_shares,
+    draw_splits,
+    join_groups,
+    name_groups,
+    refuse_shared_groups,
+    require_classes,
+)
 from utils.artifacts import STATUS_FAILED, STATUS_OK, TASK_LABELS, VIDEO_INDEX, write_table
 from utils.errors import InputError
 from utils.files import sha256_bytes
@@ -68,6 +76,7 @@ def run_indexing(settings: IndexVideosSettings) -> str:
     named = name_groups(videos.videos, settings.group_pattern, settings.groups_csv)
     own_splits = {video.path: video.split for video in videos.videos if video.split}
     refuse_shared_groups(own_splits, join_groups(named, {}), named)  # before hours of decoding
+    require_classes(settings.keep_in_train, {_stratum(video, videos) for video in videos.videos})
     run = open_run(
         settings, owned=_OWNED, inputs=_inputs(settings, videos), free_keys=_FREE_KEYS, redone_without=_LAST_FILE
     )
@@ -177,6 +186,9 @@ def _divide(found: list[_Video], settings: IndexVideosSettings) -> dict[str, str
         total = shares["train"] + shares["val"]
         splits |= _draw(trained, {split: shares[split] / total for split in ("train", "val")}, settings.seed)
     split_of_key = {video.key: splits[video.path] for video in usable}
+    trained = {video.path: video.stratum for video in usable if splits[video.path] == "train"}
+    left_out = trained.keys() - draw_shares(trained, settings.keep_in_train, settings.seed)
+    splits = {path: split for path, split in splits.items() if path not in left_out}
     failed = (video for video in found if video.reason)
     return splits | {v.path: v.listed.split or split_of_key.get(v.key, "train") for v in failed}
 

@@ -10,7 +10,7 @@ import hashlib
 import logging
 import re
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from Data_Sourcing.video_set import LabelledVideo
@@ -152,6 +152,32 @@ def draw_balanced(strata: Mapping[str, str], per_class: int, seed: int) -> set[s
         log.warning("per_class: class %r has only %d videos; so many are taken of each class", rarest, count)
     shuffled = {stratum: sorted(paths, key=lambda path: _shuffled(path, seed)) for stratum, paths in by_stratum.items()}
     return {path for paths in shuffled.values() for path in paths[:count]}
+
+
+def draw_shares(strata: Mapping[str, str], shares: Mapping[str, float], seed: int) -> set[str]:
+    """Of each class a share, rounded, and at least one video; of a class that is not named, all.
+
+    A smaller share is a part of a larger one of the same seed.
+
+    Args:
+        strata: path -> class.
+        shares: class -> share, in (0, 1].
+    """
+    by_stratum: dict[str, list[str]] = defaultdict(list)
+    for path in sorted(strata, key=lambda path: _shuffled(path, seed)):
+        by_stratum[strata[path]].append(path)
+    counts = {stratum: max(1, round(shares.get(stratum, 1) * len(paths))) for stratum, paths in by_stratum.items()}
+    return {path for stratum, paths in by_stratum.items() for path in paths[: counts[stratum]]}
+
+
+def require_classes(shares: Mapping[str, float], known: Collection[str]) -> None:
+    """Make sure that `draw_shares` is given classes that are there.
+
+    Raises:
+        InputError: names the first that is not.
+    """
+    if unknown := sorted(shares.keys() - set(known)):
+        raise InputError(f"keep_in_train: no video is of class {unknown[0]!r}; known: {', '.join(sorted(known))}")
 
 
 def _search(pattern: str, path: str) -> str:

@@ -2,28 +2,32 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from Model_Evaluation.arms import Arm, is_subject
+from Model_Evaluation.arms import Arm
+from Model_Evaluation.compare_checks import (
+    OWN_KEYS,
+    data_of,
+    require_common_items,
+    require_data,
+    require_differences,
+    require_equal_but_for,
+    require_scorable,
+    subject_values,
+)
 from Model_Evaluation.compare_settings import TRAINERS, CompareArmsSettings, TrainedArm
 from Model_Evaluation.settings import EvaluationSettings
-from Model_Evaluation.study_plan import PlannedRun, differences_of, is_trained, run_name
+from Model_Evaluation.study_plan import PlannedRun, is_trained, run_name
 from utils.config import build_settings, merge, read_yaml
 from utils.errors import InputError
-from utils.runs import flatten
 from utils.settings import TrainingSettings
 from utils.sidecar import BEST_FILE
-
-# Keys that the comparison gives each run; in a trainer's YAML they are for its own runs, under `settings` a mistake.
-_OWN_KEYS = ("output_dir", "seed", "device", "workers", "cache_dir", "overwrite")
-_DATA_KEYS = ("data_root", "clips_root", "train_csv", "val_csv", "wnids_file", "num_classes")
 
 
 def plan_arms(compare: CompareArmsSettings) -> list[PlannedRun]:
     """All runs, seed by seed, so that a comparison that is cut short has whole seeds.
 
     Raises:
-        InputError: settings that are wrong, all problems at once; or arms that differ in more than the subject.
+        InputError: settings that are wrong, all problems at once; arms that differ in more than the subject, or not in
+            it; or arms that could not be scored.
     """
     runs, problems = [], []
     for seed in compare.seeds:
@@ -35,26 +39,19 @@ def plan_arms(compare: CompareArmsSettings) -> list[PlannedRun]:
     if problems:
         raise InputError("\n".join(dict.fromkeys(problems)))
     require_equal_but_for(runs, compare.subject)
+    require_differences(runs, compare.subject)
+    _require_scores(runs[: len(compare.arms)], compare)
     return runs
 
 
-def require_equal_but_for(runs: list[PlannedRun], subject: tuple[str, ...]) -> None:
-    """Refuse arms whose training or data differ in a key that is not the subject.
-
-    Raises:
-        InputError: names the key, the arms and both values.
-    """
-    first = runs[0]
-    for run in runs[1:]:
-        differences = differences_of(_values_of(first.settings), _values_of(run.settings), subject)
-        if first.arm.network == run.arm.network:
-            differences += differences_of(_data_of(first.settings), _data_of(run.settings), subject)
-        if differences:
-            key, one, other = differences[0]
-            raise InputError(
-                f"{key}: is {one!r} in arm {first.arm_name} and {other!r} in arm {run.arm_name}; arms may differ only "
-                "in what they are about: give both the same, or name the key under 'subject'"
-            )
+def _require_scores(runs: list[PlannedRun], compare: CompareArmsSettings) -> None:
+    """Before hours of training: each arm's scores can be had, and compared."""
+    scorings = []
+    for run in runs:
+        require_data(run, run.input_kind(compare.test_input))
+        scorings.append(scoring_of(run, compare.test_input, compare, check_paths=False))
+        require_scorable(run, compare.test_input, scorings[-1], compare)
+    require_common_items(scorings)
 
 
 def describe_plan(compare: CompareArmsSettings, runs: list[PlannedRun]) -> str:
@@ -64,22 +61,25 @@ def describe_plan(compare: CompareArmsSettings, runs: list[PlannedRun]) -> str:
     for run in runs:
         settings = run.settings
         budget = f"{settings.updates} updates" if settings.updates is not None else f"{settings.epochs} epochs"
-        values = {key: value for key, value in _all_values(settings).items() if is_subject(key, compare.subject)}
-        told = ", ".join(f"{key}: {value}" for key, value in values.items()) or "-"
+        told = ", ".join(f"{key}: {value}" for key, value in subject_values(run, compare.subject).items()) or "-"
         state = "trained" if is_trained(run.run_id, compare) else "to train"
-        rows.append((run.run_id, run.arm.network, budget, told, ", ".join(run.arm.tests), state))
+        scored_on = compare.test_input + (" of test" if compare.split == "test" else "")
+        rows.append((run.run_id, run.arm.network, budget, told, scored_on, state))
     widths = [max(len(row[column]) for row in rows) for column in range(len(header))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     return "\n".join(lines)
 
 
-def scoring_of(run: PlannedRun, test: str, compare: CompareArmsSettings) -> EvaluationSettings:
+def scoring_of(
+    run: PlannedRun, test: str, compare: CompareArmsSettings, *, check_paths: bool = True
+) -> EvaluationSettings:
     """What `Model_Evaluation.evaluate` would be given for one run, on the data that it was trained with."""
     name, scoring = run.test_id(test), compare.scoring
     checkpoint = compare.output_dir / "runs" / run.run_id / BEST_FILE
     model = {"name": name, "type": run.arm.network, "checkpoint": str(checkpoint), "input": test, "arm": run.arm_name}
     data = {"batch_size": scoring.batch_size, "workers": compare.workers, "task": compare.task}
-    data |= _places_of(run.settings) | {"cache_dir": str(compare.output_dir / "cache")}
+    data |= _places_of(run.settings, compare.split) | {"split": compare.split}
+    data |= {"cache_dir": str(compare.output_dir / "cache")}
     raw = {
         "models": [model],
         "data": data,
@@ -89,15 +89,19 @@ def scoring_of(run: PlannedRun, test: str, compare: CompareArmsSettings) -> Eval
         "precision": scoring.precision,
         "device": compare.device,
     }
-    return build_settings(EvaluationSettings, raw, f"scoring of {name}")
+    return build_settings(EvaluationSettings, raw, f"scoring of {name}", check_paths=check_paths)
 
 
 def _plan_run(name: str, arm: TrainedArm, seed: int, compare: CompareArmsSettings) -> PlannedRun:
     run_id = run_name(name, None, seed)
-    if own := [key for key in _OWN_KEYS if key in arm.settings]:
-        raise InputError(f"arms.{name}.settings.{own[0]}: the comparison sets it; remove it")
+    for section, given in (("training", compare.training), (f"arms.{name}.settings", arm.settings)):
+        hold_out = given.get("hold_out")
+        own = [key for key in OWN_KEYS if key in given]
+        own += ["hold_out.file"] if isinstance(hold_out, dict) and "file" in hold_out else []
+        if own:
+            raise InputError(f"{section}.{own[0]}: the comparison sets it; remove it")
     root = compare.output_dir
-    raw = merge(read_yaml(arm.config), arm.settings)
+    raw = merge(merge(read_yaml(arm.config), compare.training), arm.settings)
     raw |= {"output_dir": str(root / "runs" / run_id), "cache_dir": str(root / "cache"), "overwrite": False}
     raw |= {"seed": seed, "device": compare.device, "workers": compare.workers}
     raw = merge(raw, {"hold_out": {"file": str(root / "hold_out.csv")}})
@@ -108,21 +112,11 @@ def _plan_run(name: str, arm: TrainedArm, seed: int, compare: CompareArmsSetting
     return PlannedRun(run_id, name, kind, settings.num_frames if sees_clips else None, seed, settings, None, None)
 
 
-def _values_of(settings: TrainingSettings) -> dict[str, Any]:
-    return flatten(settings.protocol_values)
-
-
-def _data_of(settings: TrainingSettings) -> dict[str, Any]:
-    return settings.model_dump(mode="json", include=set(_DATA_KEYS))
-
-
-def _all_values(settings: TrainingSettings) -> dict[str, Any]:
-    return _data_of(settings) | _values_of(settings)
-
-
-def _places_of(settings: TrainingSettings) -> dict[str, str]:
+def _places_of(settings: TrainingSettings, split: str) -> dict[str, str]:
     """Where the scored data are, in the keys of section `data`."""
-    given = _data_of(settings)
+    given = data_of(settings)
+    if split == "test":
+        given["val_csv"] = str(settings.val_csv.with_name("test.csv"))
     roots = {"baseline": {"images_root": "data_root", "root": "clips_root", "wnids_file": "wnids_file"}}
     keys = roots.get(settings.NETWORK, {"root": "data_root", "clips_root": "clips_root"}) | {"val_csv": "val_csv"}
     return {name: given[key] for name, key in keys.items() if given.get(key) is not None}

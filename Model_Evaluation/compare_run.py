@@ -33,6 +33,8 @@ def run_comparison(compare: CompareArmsSettings) -> Path | None:
     folder.begin()
     journal = Journal(compare.output_dir / JOURNAL, runs)
     scored = finish_runs(runs, compare, journal, scoring_of, missing={})
+    # As the arms are listed, whichever of them failed first: the first is what others are compared with.
+    scored = {run: scored[run] for name in compare.arms for run in runs if run.arm_name == name}
     shown = [run.test_id(compare.test_input) for run in runs if run.seed == compare.timed_seed and scored[run]]
 
     def draw(gallery: Gallery, tables: dict[str, pd.DataFrame], folder: Path, num_items: int) -> None:

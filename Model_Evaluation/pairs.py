@@ -13,6 +13,13 @@ ARM_ORDER = (*CONTROL_ARMS, CLAIM_ARM, *PAPER_ARMS)
 CLAIM, SUBJECT, INPUTS, PAPER, ARMS = "claim", "subject", "inputs", "paper", "arms"  # families
 _COMPARED_COLUMNS = ("protocol", "start_weights", "split", "selection_split")
 _COLUMN_OF_KEY = {"weights": "start_weights", "selection": "selection_split"}
+# What else a pair of stated arms must share, and the keys of a subject that explain a difference.
+_EXPLAINED_BY = {
+    "model": {"trainer", "family"},
+    "num_frames": {"num_frames"},
+    "train_input": {"train_input", "data_root", "train_csv", "clips_root"},
+    "test_input": {"data_root", "val_csv", "clips_root", "frame_sampling"},
+}
 PROTOCOL_UNKNOWN = "protocol unknown"
 UNKNOWN = "unknown"
 
@@ -32,12 +39,16 @@ class Pair:
 
 
 def select_pairs(entries: list[Entry]) -> list[Pair]:
-    """All pairs to compare, each once, family by family; clips of other lengths only within an arm."""
+    """All pairs to compare, each once, family by family.
+
+    Clips of other lengths only within an arm, or where both state a subject; those follow the order of the tables.
+    """
     owns = [entries[position] for position in own_positions([entry.columns for entry in entries])]
     pairs = [*_claim_pairs(entries, owns), *_input_pairs(entries, owns), *_paper_pairs(entries, owns)]
     ordered = sorted(owns, key=_arm_position)
     others = [(a, b) for b, a in itertools.combinations(ordered, 2) if _is_arms_pair(a, b)]
-    pairs += [Pair(SUBJECT, a, b) for a, b in others if _shared_subject(a, b)]
+    stated = ((a, b) for b, a in itertools.combinations(owns, 2) if _shared_subject(a, b))
+    pairs += [Pair(SUBJECT, a, b) for a, b in stated if _is_arms_pair(a, b)]
     pairs += [Pair(ARMS, a, b) for a, b in others]
     kept: dict[frozenset[str], Pair] = {}
     for pair in pairs:
@@ -55,6 +66,8 @@ def describe_differences(pair: Pair, seeds: list[int | None]) -> str:
     for name in _COMPARED_COLUMNS:
         if name not in named and pair.a.columns[name] != pair.b.columns[name]:
             found[name] = f"{name}: {pair.a.columns[name]} / {pair.b.columns[name]}"
+    if pair.family == SUBJECT:
+        found |= _unexplained(pair, subject)
     for entry in (pair.a, pair.b) if not same_weights and pair.family not in (PAPER, SUBJECT) else ():
         if not _is_own(entry) and entry.columns["train_input"] != UNKNOWN:
             trained, scored = entry.columns["train_input"], entry.columns["test_input"]
@@ -66,6 +79,16 @@ def describe_differences(pair: Pair, seeds: list[int | None]) -> str:
             if not (same_weights and key == PROTOCOL_UNKNOWN):  # the same file does not differ from itself
                 found.setdefault(key, text)
     return "; ".join(found.values())
+
+
+def _unexplained(pair: Pair, subject: frozenset[str]) -> dict[str, str]:
+    """Text by column: what the tables show to differ, and no key of the subject explains."""
+    named = {key.split(".", 1)[0] for key in subject}
+    return {
+        column: f"{column}: {pair.a.columns[column]} / {pair.b.columns[column]}"
+        for column, keys in _EXPLAINED_BY.items()
+        if pair.a.columns[column] != pair.b.columns[column] and not named & keys
+    }
 
 
 def _shared_subject(a: Entry, b: Entry) -> frozenset[str]:
@@ -112,9 +135,9 @@ def _is_arms_pair(a: Entry, b: Entry) -> bool:
 
 
 def _comparable(a: Entry, b: Entry) -> bool:
-    """Clips of one length, or one of the two sees single images."""
+    """Clips of one length, or one of the two sees single images; or both state a subject, which says what differs."""
     frames = {a.columns["num_frames"], b.columns["num_frames"]}
-    return len(frames) == 1 or 1 in frames
+    return len(frames) == 1 or 1 in frames or bool(_shared_subject(a, b))
 
 
 def _is_own(entry: Entry) -> bool:

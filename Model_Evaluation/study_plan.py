@@ -24,6 +24,7 @@ _SETTINGS: dict[str, type[TrainingSettings]] = {"baseline": BaselineSettings, "i
 _OWN_KEYS = ("data_root", "clips_root", "train_csv", "val_csv", "train_input", "num_frames", "output_dir", "seed")
 _OWN_KEYS += ("device", "workers", "cache_dir", "overwrite", "wnids_file")
 _OWN_GENERATION_KEYS = ("data_root", "output_dir", "num_frames", "device", "overwrite", "shard", "splits")
+NOT_SET = "-"  # the value of a key that a run does not have
 
 
 @dataclass(frozen=True)
@@ -144,15 +145,22 @@ def require_equal_protocols(runs: list[PlannedRun]) -> None:
 
 
 def differences_of(
-    one: Mapping[str, Any], other: Mapping[str, Any], subject: Collection[str] = SUBJECT_KEYS
+    one: Mapping[str, Any],
+    other: Mapping[str, Any],
+    subject: Collection[str] = SUBJECT_KEYS,
+    *,
+    same_network: bool = False,
 ) -> list[tuple[str, Any, Any]]:
     """Protocol values that two runs should share and do not: (key, value, other value).
 
     Args:
         subject: keys that the runs' arms are about.
+        same_network: a key that only one has is a difference, too, the other's value is `NOT_SET`; of two networks, it
+            belongs to that network.
     """
-    shared = [key for key in one if key in other and not is_subject(key, subject)]
-    return [(key, one[key], other[key]) for key in shared if one[key] != other[key]]
+    keys = dict.fromkeys([*one, *other]) if same_network else [key for key in one if key in other]
+    values = [(key, one.get(key, NOT_SET), other.get(key, NOT_SET)) for key in keys if not is_subject(key, subject)]
+    return [(key, value, other_value) for key, value, other_value in values if value != other_value]
 
 
 def is_trained(run_id: str, study: ArmsSettings) -> bool:

@@ -13,7 +13,7 @@ from conftest import KILLED, exit_at_call, fork
 from PIL import Image
 from videos import truncate, write_folders, write_labelled, write_ucf101, write_video
 
-from Data_Sourcing import index_videos, video_probing
+from Data_Sourcing import index_videos, video_indexing, video_probing
 from Data_Sourcing.settings import IndexVideosSettings
 from Data_Sourcing.video_indexing import run_indexing
 from utils.artifacts import CLASS_DISTRIBUTION, CLIP_INDEX, PROBED_VIDEOS, VIDEO_INDEX, read_table, write_table
@@ -206,6 +206,21 @@ def test_balanced_subsets(raw, output, own_splits):
         write_folders(raw, {"a": 9, "b": 5})
         expected = {"train": {"a": 2, "b": 2}, "val": {"a": 1, "b": 1}, "test": {"a": 1, "b": 1}}
     assert counts(index(raw, output, per_class=4)) == expected
+
+
+def test_a_share_of_some_classes_is_kept_in_train_alone(raw, output):
+    write_folders(raw, {"a": 10, "b": 10})
+    splits = {"train": 0.6, "val": 0.2, "test": 0.2}
+    whole = split_of(index(raw, output, splits=splits))
+    thin = index(raw, output, splits=splits, keep_in_train={"b": 0.34}, overwrite=True)
+    assert counts(thin) == {"train": {"a": 6, "b": 2}, "val": {"a": 2, "b": 2}, "test": {"a": 2, "b": 2}}
+    assert split_of(thin).items() < whole.items(), "the others stay where they were"
+
+
+def test_a_share_of_a_class_that_is_not_there_is_refused_before_decoding(raw, output, monkeypatch):
+    write_folders(raw, {"a": 3, "b": 3})
+    monkeypatch.setattr(video_indexing, "probe_videos", None)
+    assert refused(raw, output, keep_in_train={"c": 0.5}) == "keep_in_train: no video is of class 'c'; known: a, b"
 
 
 def write_half_labelled(raw: Path) -> None:

@@ -8,7 +8,14 @@ import numpy as np
 import pytest
 
 from Data_Sourcing.video_set import LabelledVideo
-from Data_Sourcing.video_splits import draw_balanced, draw_splits, join_groups, name_groups, refuse_shared_groups
+from Data_Sourcing.video_splits import (
+    draw_balanced,
+    draw_shares,
+    draw_splits,
+    join_groups,
+    name_groups,
+    refuse_shared_groups,
+)
 from utils.errors import InputError
 
 SHARES = {"train": 0.7, "val": 0.15, "test": 0.15}
@@ -164,6 +171,15 @@ def test_a_balanced_subset_has_the_same_number_of_each_class():
     assert Counter(strata[path] for path in drawn) == {"a": 8, "b": 8, "c": 8}
     assert draw_balanced(dict(reversed(strata.items())), 8, 0) == drawn != draw_balanced(strata, 8, 1)
     assert draw_balanced(strata, 5, 0) < drawn
+
+
+def test_a_share_of_each_named_class_is_drawn_and_at_least_one_video():
+    strata, _ = singles({"a": 40, "b": 40, "c": 3})
+    drawn = draw_shares(strata, {"b": 0.1, "c": 0.01}, 0)
+    assert Counter(strata[path] for path in drawn) == {"a": 40, "b": 4, "c": 1}
+    assert drawn == draw_shares(dict(reversed(strata.items())), {"b": 0.1, "c": 0.01}, 0)
+    assert drawn != draw_shares(strata, {"b": 0.1, "c": 0.01}, 1)
+    assert drawn < draw_shares(strata, {"b": 0.5, "c": 0.01}, 0), "a smaller share is a part of a larger one"
 
 
 def test_the_rarest_class_bounds_a_balanced_subset_and_is_named(caplog):

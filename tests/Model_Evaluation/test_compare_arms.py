@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pandas as pd
@@ -18,7 +19,17 @@ from Model_Evaluation.compare_run import run_comparison
 from Model_Evaluation.compare_settings import CompareArmsSettings
 from Model_Evaluation.derived import compute_derived, write_derived
 from Model_Evaluation.study_journal import ArmsFailed
-from utils.artifacts import COMPARISONS, PREDICTIONS, PROTOCOL_VALUES, STUDY, VERDICT, read_table
+from utils.artifacts import (
+    COMPARISONS,
+    PREDICTIONS,
+    PROTOCOL_VALUES,
+    STUDY,
+    TASK_LABELS,
+    VERDICT,
+    VIDEO_INDEX,
+    read_table,
+    write_table,
+)
 from utils.config import build_settings, read_yaml
 from utils.errors import InputError
 
@@ -30,6 +41,7 @@ VIDEO = {
     "image_size": 32,
 }
 VIDEO |= {"batch_size": 4, "updates": 2, "epochs": 2, "precision": "fp32"}
+QUICK = {"batch_size": 4, "latency": {"batch_sizes": [1], "warmup": 1, "repetitions": 1}, "num_pictures": 0}
 INFLATED = {"weights": "none", "image_size": 32, "classifier_width": 8, "dropout": 0.0, "batch_size": 4, "updates": 2}
 
 
@@ -54,7 +66,7 @@ def settings_for(data: Path, output_dir: Path, **changes) -> CompareArmsSettings
         "arms": {"shuffled": arm(data, sampling="shuffled"), "balanced": arm(data, sampling="class_balanced")},
         "subject": ["sampling"],
         "seeds": [0, 1],
-        "scoring": {"batch_size": 4, "latency": {"batch_sizes": [1], "warmup": 1, "repetitions": 1}, "num_pictures": 2},
+        "scoring": QUICK | {"num_pictures": 2},
         "device": "cpu",
         "workers": 0,
     }
@@ -105,7 +117,18 @@ def test_a_plan_says_what_is_trained(data, finished):
             {"subject": ["lr"]},
             r"sampling: is 'shuffled' in arm shuffled and 'class_balanced' in arm balanced; arms may",
         ),
-        ({"subject": ["samplng"]}, "subject: 'samplng' is no key of these trainers"),
+        ({"subject": ["samplng"]}, "subject: 'samplng' is no key of these trainers; did you mean 'sampling'"),
+        ({"subject": ["augmentation.flip"]}, "subject: 'augmentation.flip' is no key of these trainers"),
+        ({"subject": ["sampling.rate"]}, "subject: 'sampling.rate' is no key of these trainers"),
+        ({"subject": ["init"]}, "subject: 'init' is no key of these trainers"),
+        ({"subject": ["sampling", "lr"]}, "subject: in 'lr' all arms have the same, lr: 0.001; make them differ"),
+        ({"subject": ["sampling", "config.depth"]}, "subject: in 'config.depth' all arms have the same, nothing"),
+        ({"training": {"selection": "val"}}, "arm shuffled: selection: is 'val', the split that is scored"),
+        ({"training": {"seed": 3}}, "training.seed: the comparison sets it; remove it"),
+        ({"test_input": "frame:3"}, "test_input: frame:3: arm shuffled has 3 frames; the last is 2"),
+        ({"test_input": "original"}, "test_input: original is made of images, of which arm shuffled has none"),
+        ({"task": "mood"}, "task: .*train.csv has no task 'mood'; it has one task only: drop the key"),
+        ({"split": "test"}, "there is neither .*clips/test.csv nor test.csv"),
         ({"seeds": [1, 1]}, "seeds: a value is listed twice"),
         ({"test_input": "klip"}, "test_input: unknown input 'klip'"),
         ({"scoring": {"end_to_end": {}}}, "scoring.end_to_end: is measured by the study"),
@@ -124,6 +147,8 @@ def test_what_cannot_be_compared_is_refused_before_anything_is_made(data, tmp_pa
         ({"lr": 0.5, "sampling": "class_balanced"}, r"^lr: is 0.001 in arm a and 0.5 in arm b; arms may differ only"),
         ({"augmentation": {"horizontal_flip": True}}, r"^augmentation.horizontal_flip: is False in arm a and True"),
         ({"config": {"width_multiplier": 0.25}}, r"^config.width_multiplier: is .* in arm a and"),
+        ({"multi_task": {"weights": {"mood": 2.0}}}, r"^multi_task.weights.mood: is not set in arm a and 2.0 in arm b"),
+        ({"hold_out": {"file": "mine.csv"}}, r"^arms.b.settings.hold_out.file: the comparison sets it; remove it"),
         ({"val_csv": "train.csv"}, r"^val_csv: is 'val.csv' in arm a and 'train.csv' in arm b"),
         ({"seed": 3}, r"^arms.b.settings.seed: the comparison sets it; remove it"),
         ({"lr": "fast"}, r"^arm b \(.*video.yaml\): lr"),
@@ -134,17 +159,112 @@ def test_arms_may_differ_in_the_subject_alone(data, tmp_path, settings, problem)
         plan_arms(settings_for(data, tmp_path, arms={"a": arm(data), "b": arm(data, **settings)}))
 
 
+def test_a_key_that_one_arm_alone_gives_its_architecture_is_a_difference(data, tmp_path):
+    path = tmp_path / "bare.yaml"
+    path.write_text(yaml.safe_dump(read_yaml(data / "video.yaml") | {"config": {"width_multiplier": 0.125}}))
+    arms = {"a": arm(data) | {"config": str(path)}, "b": arm(data)}
+    with pytest.raises(InputError, match=r"^config.dropout: is not set in arm a and 0.0 in arm b; arms may differ"):
+        plan_arms(settings_for(data, tmp_path, arms=arms))
+    assert len(plan_arms(settings_for(data, tmp_path, arms=arms, subject=["config.dropout"]))) == 4
+
+
 def test_a_section_or_one_of_its_keys_can_be_the_subject(data, tmp_path):
     arms = {"a": arm(data), "b": arm(data, augmentation={"horizontal_flip": True})}
     for subject in ("augmentation", "augmentation.horizontal_flip"):
         assert len(plan_arms(settings_for(data, tmp_path, arms=arms, subject=[subject]))) == 4
     with pytest.raises(InputError, match=r"^augmentation.horizontal_flip: is False"):
-        plan_arms(settings_for(data, tmp_path, arms=arms, subject=["augmentation.rotation"]))
+        plan_arms(settings_for(data, tmp_path, arms=arms, subject=["augmentation.rotation_degrees"]))
 
 
 def test_a_name_of_the_study_is_refused(data, tmp_path):
     with pytest.raises(InputError, match=r"arms.3d_svd: is the name of an arm of the study"):
         settings_for(data, tmp_path, arms={"3d_svd": arm(data), "b": arm(data)})
+
+
+def test_arms_of_two_trainers_differ_in_the_trainer_and_share_their_clips(data, tmp_path):
+    equal = {key: value for key, value in INFLATED.items() if key != "classifier_width"} | {"epochs": 2}
+    equal |= {"precision": "fp32", "num_frames": 3, "family": "c3d", "config": VIDEO["config"]}
+    shared = {"training": {"mean": [0.5] * 3, "std": [0.5] * 3}}
+    inflated = arm(data, "inflated", epochs=2)
+
+    def plan(subject: list[str], **places) -> list:
+        arms = {"vgg": inflated, "c3d": arm(data, **equal, **places)}
+        return plan_arms(settings_for(data, tmp_path, arms=arms, subject=subject, **shared))
+
+    assert [run.arm.network for run in plan(["trainer"])] == ["inflated", "video"] * 2
+    with pytest.raises(InputError, match=r"^trainer: is 'inflated' in arm vgg and 'video' in arm c3d; arms may differ"):
+        plan(["family"])
+    with pytest.raises(InputError, match=r"^val_csv: is 'val.csv' in arm vgg and 'other.csv' in arm c3d"):
+        plan(["trainer"], val_csv="other.csv")
+    with pytest.raises(InputError, match=r"^clips_root: is None in arm vgg and '.*clips/train' in arm c3d"):
+        plan(["trainer"], clips_root=str(data / "clips/train"))
+
+
+def test_clips_of_images_network_are_those_of_the_others(data, tmp_path):
+    own = {"train_input": "first_frame", "clips_root": str(data / "clips")}
+    arms = {"vgg_2d": arm(data, "baseline", **own), "vgg": arm(data, "inflated", batch_size=4)}
+    compare = settings_for(data, tmp_path, arms=arms, subject=["trainer", "train_input"])
+    assert len(plan_arms(compare)) == 4
+    with pytest.raises(InputError, match=r"^train_input: is 'first_frame' in arm vgg_2d and 'clip' in arm vgg"):
+        plan_arms(compare.model_copy(update={"subject": ("trainer",)}))
+    arms["vgg_2d"] = arm(data, "baseline", **own | {"clips_root": str(data)})
+    with pytest.raises(InputError, match=r"^data_root: is '.*' in arm vgg_2d and '.*clips' in arm vgg"):
+        plan_arms(compare.model_copy(update={"arms": settings_for(data, tmp_path, arms=arms).arms}))
+
+
+def test_keys_of_all_arms_are_given_once_and_an_arms_own_win(data, tmp_path):
+    arms = {"a": arm(data, lr=0.1), "b": arm(data)}
+    compare = settings_for(data, tmp_path, arms=arms, training={"lr": 0.5, "batch_size": 2}, subject=["lr"])
+    assert [(run.settings.lr, run.settings.batch_size) for run in plan_arms(compare)] == [(0.1, 2), (0.5, 2)] * 2
+
+
+def test_a_task_is_chosen_where_there_are_several(data, tmp_path):
+    root = tmp_path / "tasks"
+    shutil.copytree(data / "clips", root)
+    for split in ("train", "val"):
+        paths = read_table(root / f"{split}.csv", VIDEO_INDEX)["video_path"]
+        rows = [
+            {"video_path": path, "task": "mood", "label": i % 2, "class_name": "ab"[i % 2]}
+            for i, path in enumerate(paths)
+        ]
+        write_table(rows, root / f"{split}.tasks.csv", TASK_LABELS)
+    changes = {"training": {"data_root": str(root)}}
+    with pytest.raises(InputError, match=r"^task: is missing, but .*train.csv has several; choose one of mood"):
+        plan_arms(settings_for(data, tmp_path, **changes))
+    with pytest.raises(InputError, match=r"^task: .*train.csv has no task 'wood'; known: mood"):
+        plan_arms(settings_for(data, tmp_path, task="wood", **changes))
+    assert len(plan_arms(settings_for(data, tmp_path, task="mood", **changes))) == 4
+    arms = {"a": arm(data, "inflated"), "b": arm(data, "inflated", sampling="class_balanced")}
+    with pytest.raises(InputError, match=r"^task: arm a is of trainer inflated, which has one task; drop the key"):
+        plan_arms(settings_for(data, tmp_path, arms=arms, task="mood", **changes))
+
+
+def test_the_test_split_is_scored_where_val_chooses_the_epoch(data, tmp_path):
+    root = tmp_path / "clips"
+    shutil.copytree(data / "clips", root)
+    shutil.copytree(root / "val", root / "test")
+    shutil.copy(root / "val.csv", root / "test.csv")
+    changes = {"split": "test", "training": {"data_root": str(root), "selection": "val"}}
+    compare = settings_for(data, tmp_path, **changes)
+    runs = plan_arms(compare)
+    assert describe_plan(compare, runs).count("clip of test") == 4
+    scoring = scoring_of(runs[0], "clip", compare, check_paths=False)
+    assert (scoring.data.split, scoring.data.index_csv, scoring.data.root) == ("test", Path("test.csv"), root)
+
+
+def test_arms_that_share_no_item_are_refused(data, tmp_path):
+    arms = {"a": arm(data), "b": arm(data, val_csv=str(tmp_path / "val.csv"), clips_root=str(data / "clips/train"))}
+    shutil.copy(data / "clips/train.csv", tmp_path / "val.csv")
+    with pytest.raises(InputError, match=r"val.csv: share no item, so that no two arms can be compared"):
+        plan_arms(settings_for(data, tmp_path, arms=arms, subject=["val_csv", "clips_root"]))
+
+
+def test_an_arm_without_the_clips_it_is_scored_on_is_refused(data, tmp_path):
+    arms = {"a": arm(data, "baseline"), "b": arm(data, "baseline", sampling="class_balanced")}
+    with pytest.raises(
+        InputError, match=r"^test_input: clip is made of clips, of which arm a has none; give it clips_"
+    ):
+        plan_arms(settings_for(data, tmp_path, arms=arms))
 
 
 @pytest.mark.parametrize("trainer", ["baseline", "inflated"])
@@ -212,7 +332,7 @@ def test_a_second_run_does_nothing(data, finished):
 
 
 @pytest.mark.parametrize(
-    "point", [pytest.param(p, marks=[] if p == 60 else pytest.mark.exhaustive) for p in (10, 30, 60, 90, 120)]
+    "point", [pytest.param(point, marks=pytest.mark.exhaustive) for point in (10, 30, 60, 90, 120)]
 )
 def test_a_killed_comparison_goes_on_to_the_same_tables(data, finished, tmp_path, point):
     assert run_in_child(run, data, tmp_path / "c", point) == KILLED
@@ -222,6 +342,7 @@ def test_a_killed_comparison_goes_on_to_the_same_tables(data, finished, tmp_path
         assert own.read_bytes() == whole.read_bytes()
 
 
+@pytest.mark.exhaustive
 def test_derived_again_without_a_model_the_comparison_is_still_matched(finished, tmp_path):
     write_derived(finished / "results", tmp_path)
     for name in ("comparisons.csv", "verdict.csv", "summary.csv"):
@@ -229,7 +350,7 @@ def test_derived_again_without_a_model_the_comparison_is_still_matched(finished,
 
 
 def test_a_failed_arm_is_a_row_and_the_other_is_scored(data, tmp_path, monkeypatch):
-    from Model_Evaluation import study_run
+    from Model_Evaluation import compare_run, study_run
 
     train = study_run._TRAINERS["video"]
 
@@ -238,13 +359,16 @@ def test_a_failed_arm_is_a_row_and_the_other_is_scored(data, tmp_path, monkeypat
             raise InputError("train.csv: is wrong; mend it")
         return train(settings)
 
+    shown = []
+    monkeypatch.setattr(compare_run, "write_results", lambda _, scored, __: shown.append(scored))
     monkeypatch.setitem(study_run._TRAINERS, "video", fail_balanced)
     with pytest.raises(ArmsFailed, match=r"balanced_s0: train.csv: is wrong; mend it"):
-        run_comparison(settings_for(data, tmp_path / "c", seeds=[0]))
+        run_comparison(settings_for(data, tmp_path / "c", seeds=[0], scoring=QUICK))
     rows = read_table(tmp_path / "c/study.csv", STUDY).set_index("training_id")
     assert rows["status"].to_dict() == {"shuffled_s0": "done", "balanced_s0": "failed"}
     assert rows.loc["balanced_s0", "reason"] == "train.csv: is wrong; mend it"
-    assert set(read_table(tmp_path / "c/results/predictions.csv", PREDICTIONS)["arm"]) == {"shuffled"}
+    assert [(run.run_id, len(how)) for run, how in shown[0].items()] == [("shuffled_s0", 1), ("balanced_s0", 0)]
+    assert read_table(tmp_path / "c/measured/shuffled_s0__clip/predictions.csv", PREDICTIONS)["arm"].nunique() == 1
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -253,8 +377,9 @@ def test_a_failed_arm_is_a_row_and_the_other_is_scored(data, tmp_path, monkeypat
 A, B = ("a", "clip:svd", "clip:svd"), ("b", "clip:svd", "clip:svd")
 
 
-def compared(folder: Path, **own: dict[str, str]) -> pd.Series:
-    tables = make_tables(folder, {A: 0.5, B: 0.8}, seeds=2, num_items=60, protocol_values=own)
+def compared(folder: Path, num_frames=3, columns=None, **own: dict[str, str]) -> pd.Series:
+    options = {"num_frames": num_frames, "columns": columns, "protocol_values": own}
+    tables = make_tables(folder, {A: 0.5, B: 0.8}, seeds=2, num_items=60, **options)
     rows = compute_derived(tables)["comparisons"]
     return rows[rows["seed"].isna()].iloc[0]
 
@@ -268,6 +393,29 @@ def test_a_difference_in_the_stated_subject_leaves_a_pair_matched(tmp_path):
     assert (row["differs_in"], row["outcome"]) == ("batch_size: 8 / 32", "undecided")
 
 
+@pytest.mark.parametrize(
+    ("subject", "differs_in", "outcome"),
+    [("num_frames", "", "a"), ("sampling num_frames", "", "a"), ("sampling", "num_frames: 3 / 8", "undecided")],
+)
+def test_clips_of_other_lengths_are_compared_where_a_subject_is_stated(tmp_path, subject, differs_in, outcome):
+    lengths = {A: 8, B: 3}
+    row = compared(tmp_path, lengths, a={"subject": subject}, b={"subject": subject})
+    assert (row["arm_a"], row["arm_b"]) == ("b", "a"), "against the first, however long its clips are"
+    assert (row["differs_in"], row["outcome"]) == (differs_in, outcome)
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "subject"),
+    [("train_input", "clip:static", "train_csv"), ("test_input", "clip:static", "val_csv"), ("model", "s3d", "family")],
+)
+def test_arms_on_other_data_are_no_matched_pair_unless_they_are_about_it(tmp_path, column, value, subject):
+    for stated in ("lr", subject):
+        row = compared(tmp_path / stated, columns={"b": {column: value}}, a={"subject": stated}, b={"subject": stated})
+        own = {"train_input": "clip:svd", "test_input": "clip:svd", "model": "vgg11_bn"}[column]
+        told = "" if stated == subject else f"{column}: {value} / {own}"
+        assert (row["family"], row["differs_in"], row["outcome"]) == ("subject", told, "undecided" if told else "a")
+
+
 def test_without_a_stated_subject_the_same_difference_decides_nothing(tmp_path):
     row = compared(tmp_path, a={"sampling": "shuffled"}, b={"sampling": "class_balanced"})
     assert (row["family"], row["outcome"]) == ("arms", "undecided")
@@ -279,14 +427,15 @@ def test_a_subject_that_one_arm_alone_states_is_none(tmp_path):
     assert row["family"] == "arms" and "sampling: class_balanced / shuffled" in row["differs_in"]
 
 
-def test_the_shipped_yaml_is_a_plan(tmp_path, monkeypatch):
+def test_the_shipped_yaml_is_a_plan_on_a_training_set_that_is_not_balanced(tmp_path, monkeypatch):
     monkeypatch.chdir(PROJECT)
-    raw = read_yaml(PROJECT / "Model_Evaluation/compare_arms.yaml") | {"output_dir": str(tmp_path)}
-    compare = build_settings(CompareArmsSettings, raw, "compare_arms.yaml")
+    path = PROJECT / "Model_Evaluation/compare_arms.yaml"
     write_clip_set(tmp_path / "clips", per_class=2)
-    arms = {}
-    for name, one in raw["arms"].items():
-        arms[name] = one | {"settings": one["settings"] | {"data_root": str(tmp_path / "clips")}}
-    runs = plan_arms(build_settings(CompareArmsSettings, raw | {"arms": arms}, "compare_arms.yaml"))
+    raw = read_yaml(path) | {"output_dir": str(tmp_path / "out")}
+    assert raw["training"]["train_csv"] == "data/demo_imbalanced/train.csv"
+    assert "keep_in_train=" in path.read_text() and "output_dir=data/demo_imbalanced" in path.read_text()
+    raw["training"] |= {"data_root": str(tmp_path / "clips"), "train_csv": "train.csv"}
+    compare = build_settings(CompareArmsSettings, raw, "compare_arms.yaml")
+    runs = plan_arms(compare)
     assert len(runs) == len(compare.arms) * len(compare.seeds) == 6
     assert {planned.settings.sampling for planned in runs} == {"shuffled", "class_balanced"}
