@@ -24,12 +24,10 @@ def main() -> None:
     from Model_Evaluation.study_journal import ArmsFailed
 
     try:
-        results = run_comparison(settings)
+        run_comparison(settings)
     except ArmsFailed as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
-    if results is not None:
-        print(f"report: {results / 'report.html'}")
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from Model_Evaluation.cost_rows import (
     summarise_costs,
     summarise_latency,
 )
+from Model_Evaluation.entries import over_seeds
 from Model_Evaluation.pairs import SUBJECT
 from Model_Evaluation.scored_runs import ScoredRun, build_entries, read_runs
 from Model_Evaluation.statistics import (
@@ -29,7 +30,7 @@ from Model_Evaluation.statistics import (
     compute_reliability,
     compute_wilson,
 )
-from Model_Evaluation.verdict import NOT_MEASURED, build_verdict
+from Model_Evaluation.verdict import NOT_MEASURED, build_verdict, describe_comparison
 from utils.artifacts import (
     ARMS,
     CALIBRATION,
@@ -74,6 +75,7 @@ OPTIONAL_DERIVED: dict[str, Table] = {"end_to_end": END_TO_END}
 DONE_FILE = "summary.csv"  # written last
 TABLE_FILES = tuple(f"{name}.csv" for name in (*MEASURED, *DERIVED))
 OPTIONAL_FILES = tuple(f"{name}.csv" for name in (*OPTIONAL_MEASURED, *OPTIONAL_DERIVED))
+_OUTCOMES = {"a": "better", "b": "worse", "undecided": "undecided"}  # of a comparison's first side
 OWNED_FILES = (*TABLE_FILES, *OPTIONAL_FILES, REPORT_FILE, "figures", "report.html")
 DrawFigures = Callable[[dict[str, pd.DataFrame], Path], None]
 _EMPTY_IS_FINE = ("protocol_values",)  # checkpoints from elsewhere do not say how they were trained
@@ -220,7 +222,14 @@ def _verdict_lines(results_dir: Path) -> list[str]:
     verdict = read_table(results_dir / "verdict.csv", VERDICT, allow_empty=True)
     answered = verdict[verdict["answer"] != NOT_MEASURED]
     lines = [f"{row['question']} {row['sentence']}" for row in answered.to_dict("records")]
+    comparisons = read_table(results_dir / "comparisons.csv", COMPARISONS, allow_empty=True)
+    lines += [f"{_OUTCOMES[row['outcome']]}: {describe_comparison(row)}" for row in _of_subject(comparisons)]
     return [*lines, ""] if lines else []
+
+
+def _of_subject(comparisons: pd.DataFrame) -> list[dict[str, Any]]:
+    """Comparisons of arms that say what they differ in, over all seeds."""
+    return over_seeds(comparisons, (SUBJECT,)).to_dict("records")
 
 
 def _number(value: float | None, form: str, unit: float = 1) -> str:
