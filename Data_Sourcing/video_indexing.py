@@ -305,4 +305,6 @@ def _task_rows(
 
 def _trainer_keys(settings: IndexVideosSettings) -> str:
     root, clips_root = shlex.quote(str(settings.output_dir)), shlex.quote(str(settings.data_root))
-    return f"data_root={root} train_csv=train.csv val_csv=val.csv clips_root={clips_root}"
+    made = [split for split in ("train", "val") if (settings.output_dir / f"{split}.csv").exists()]
+    indices = " ".join(f"{split}_csv={split}.csv" for split in made)
+    return f"data_root={root} {indices} clips_root={clips_root}"

@@ -177,7 +177,8 @@ def test_copies_are_on_one_side_and_named(raw, output, caplog):
 
 def test_a_missing_val_split_is_named(raw, output, caplog):
     write_folders(raw, {"a": 1, "b": 1})
-    index(raw, output)
+    keys = run_indexing(settings_for(raw, output, "folders"))
+    assert keys == f"data_root={output} train_csv=train.csv clips_root={raw}"
     assert "no video is in val, which trainers need" in caplog.text
     assert not (output / "val.csv").exists()
 
