@@ -17,6 +17,7 @@ from pathlib import Path
 import av
 import numpy as np
 from av.sidedata.sidedata import Type as SideDataType
+from av.video.reformatter import VideoReformatter
 
 from utils.containers import count_missing_bytes
 from utils.errors import InputError
@@ -27,6 +28,7 @@ from utils.files import write_with
 _REPEATABLE = {"preset": "medium", "x264-params": "bframes=0:mbtree=0"}
 _USUAL_RATE = 25  # frames a second, where a container names none
 _DISPLAY_MATRIX = SideDataType.DISPLAYMATRIX
+_Decoded = tuple[av.VideoFrame, tuple[bool, bool, bool]]  # and its orientation, see `_orientation`
 _ONE_DEGREE = 0.0175  # its tangent
 
 
@@ -88,7 +90,7 @@ def read_clip(path: Path, num_frames: int | None = None) -> np.ndarray:
     """
     limit = None if num_frames is None else num_frames + 1  # one more tells a longer clip, without decoding all of it
     with _named_errors(path):
-        frames = [_to_rgb(frame) for frame in islice(_decode(path), limit)]
+        frames = [_to_rgb(decoded) for decoded in islice(_decode(path), limit)]
     found = len(frames)
     if num_frames is not None and found != num_frames:
         more = "more than " if found > num_frames else ""
@@ -139,8 +141,8 @@ def iterate_frames(path: Path) -> Iterator[np.ndarray]:
         VideoError: not a video, or damaged, as soon as the decoder comes to it.
     """
     with _named_errors(path):
-        for frame in _decode(path):
-            yield _to_rgb(frame)
+        for decoded in _decode(path):
+            yield _to_rgb(decoded)
 
 
 @dataclass(frozen=True)
@@ -194,10 +196,10 @@ def probe_video(path: Path) -> VideoInfo:
             raise ValueError(f"truncated: at least {missing} bytes are missing at its end")
         with _open_stream(path) as (container, stream):
             rate, num_frames, sizes = stream.guessed_rate, 0, set()
-            for frame in container.decode(stream):
+            for frame, orientation in _with_orientation(container.decode(stream)):
                 if frame.is_corrupt:
                     raise ValueError(f"frame {num_frames} is damaged")
-                sizes.add(_shown_size(frame))
+                sizes.add((frame.width, frame.height) if orientation[0] else (frame.height, frame.width))
                 num_frames += 1
         if len(sizes) != 1:
             raise ValueError(f"its frames have {len(sizes)} sizes" if sizes else "no frame can be decoded")
@@ -243,17 +245,28 @@ def _frames_at(path: Path, wanted: set[int]) -> Iterator[tuple[int, np.ndarray]]
     """Frames with their numbers, in rising order, each uint8 (H, W, 3)."""
     num_there, last = 0, max(wanted)
     with _named_errors(path):
-        for number, frame in enumerate(islice(_decode(path), last + 1)):
+        for number, decoded in enumerate(islice(_decode(path), last + 1)):
             num_there += 1
             if number in wanted:
-                yield number, _to_rgb(frame)
+                yield number, _to_rgb(decoded)
     if num_there <= last:
         raise InputError(f"{path}: has {num_there} frames, frame {last} is asked for; index the videos again")
 
 
-def _decode(path: Path) -> Iterator[av.VideoFrame]:
+def _decode(path: Path) -> Iterator[_Decoded]:
     with _open_stream(path) as (container, stream):
-        yield from container.decode(stream)
+        yield from _with_orientation(container.decode(stream))
+
+
+def _with_orientation(frames: Iterator[av.VideoFrame]) -> Iterator[_Decoded]:
+    """Each frame with the orientation of the first, which is that of a file.
+
+    It is looked up once: with its side data, a frame is in a reference cycle and keeps its pixels until one is sought.
+    """
+    orientation = None
+    for frame in frames:
+        orientation = orientation or _orientation(frame)
+        yield frame, orientation
 
 
 def _as_shown(stamps: list[int]) -> Iterator[int]:
@@ -268,19 +281,15 @@ def _as_shown(stamps: list[int]) -> Iterator[int]:
         yield last
 
 
-def _to_rgb(frame: av.VideoFrame) -> np.ndarray:
+def _to_rgb(decoded: _Decoded) -> np.ndarray:
     """uint8 (H, W, 3), as it is shown."""
-    stored = frame.to_ndarray(format="rgb24")
-    is_turned, mirror_rows, mirror_columns = _orientation(frame)
+    frame, (is_turned, mirror_rows, mirror_columns) = decoded
+    # One thread: a scaler's pool outlives no fork, and a child that frees it waits for ever.
+    stored = VideoReformatter().reformat(frame, format="rgb24", threads=1).to_ndarray()
     if not (is_turned or mirror_rows or mirror_columns):
         return stored
     shown = stored.transpose(1, 0, 2) if is_turned else stored
     return np.ascontiguousarray(shown[:: -1 if mirror_rows else 1, :: -1 if mirror_columns else 1])
-
-
-def _shown_size(frame: av.VideoFrame) -> tuple[int, int]:
-    """Height and width."""
-    return (frame.width, frame.height) if _orientation(frame)[0] else (frame.height, frame.width)
 
 
 def _orientation(frame: av.VideoFrame) -> tuple[bool, bool, bool]:

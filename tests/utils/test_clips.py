@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import hashlib
 import os
 import platform
@@ -681,3 +682,16 @@ def test_frames_without_times_are_shown_in_equal_steps(tmp_path):
 
 def test_times_that_meet_are_kept_apart():
     assert list(clips._as_shown([7, 7, 7, 8, 20])) == [0, 1, 2, 3, 13]
+
+
+def test_decoded_frames_do_not_wait_for_a_search_of_cycles(tmp_path):
+    path = write_video(tmp_path / "video.mp4", num_frames=12)
+    gc.collect()
+    gc.disable()
+    try:
+        read_clip(path, 12)
+        probe_video(path)
+        left = [found for found in gc.get_objects() if isinstance(found, av.VideoFrame)]
+    finally:
+        gc.enable()
+    assert len(left) <= 2, "the first frame of each pass, whose side data were looked at"
