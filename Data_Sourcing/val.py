@@ -8,7 +8,6 @@ from __future__ import annotations
 from pathlib import Path
 
 from Data_Sourcing.settings import SourcingSettings
-from Data_Sourcing.sourcing import run_sourcing
 from utils.config import read_settings
 from utils.errors import run_script
 
@@ -16,6 +15,8 @@ from utils.errors import run_script
 def main() -> None:
     """Read the settings, source the val split."""
     settings = read_settings(SourcingSettings, __doc__, Path(__file__).with_name("sourcing_config.yaml"))
+    from Data_Sourcing.sourcing import run_sourcing  # heavy imports come after the config has been read
+
     run_sourcing(settings, "val")
 
 
