@@ -59,6 +59,7 @@ def _draw(counted: list[dict[str, Any]], path: Path) -> None:
     splits = list(dict.fromkeys(row["split"] for row in counted))
     first = [row for row in counted if row["split"] == splits[0]]
     names = [f"{row['task']}: {row['class_name']}" if row["task"] else row["class_name"] for row in first]
+    names = [name.replace("$", r"\$") for name in names]  # `$` begins a formula
     heights = np.arange(len(names))
     figure = Figure(figsize=(8, min(max(2.5, 0.22 * len(names) + 1.2), 40)), layout="constrained")
     axes = figure.subplots()

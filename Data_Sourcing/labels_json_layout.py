@@ -45,7 +45,8 @@ def read_labels_json(settings: IndexVideosSettings) -> VideoSet:
     if settings.classes and is_multi_task:
         raise InputError("classes: the tasks of labels.json have classes of their own; drop the key")
     if settings.classes:
-        classes = {ONE_TASK: _listed_classes(settings.classes, classes[ONE_TASK], files)}
+        is_numbered = isinstance(next(iter(labels.values()))[ONE_TASK], int)
+        classes = {ONE_TASK: _listed_classes(settings.classes, classes[ONE_TASK], is_numbered, files)}
     videos = [LabelledVideo(path, _positions(found, classes), split) for (split, path), found in labels.items()]
     _name_unlisted(root, {video.path for video in videos})
     return VideoSet(videos, classes, {f"labels {split}".strip(): path for split, path in files.items()})
@@ -102,7 +103,7 @@ def _classes_of(labels: list[dict[str, int | str]]) -> dict[str, tuple[str, ...]
 
 
 def _class_names(task: str, labels: list[int | str]) -> tuple[str, ...]:
-    """Numbers are labels, and are called by their number; names are sorted."""
+    """Numbers are labels, and are called by their number; names are sorted. A number in quotes is a name."""
     if len({type(label) for label in labels}) > 1:
         of_task = f" of task {task!r}" if task else ""
         number, name = (next(item for item in labels if isinstance(item, kind)) for kind in (int, str))
@@ -112,13 +113,15 @@ def _class_names(task: str, labels: list[int | str]) -> tuple[str, ...]:
     return tuple(sorted(set(labels)))
 
 
-def _listed_classes(listed: tuple[str, ...], found: tuple[str, ...], files: Mapping[str, Path]) -> tuple[str, ...]:
+def _listed_classes(
+    listed: tuple[str, ...], found: tuple[str, ...], is_numbered: bool, files: Mapping[str, Path]
+) -> tuple[str, ...]:
     """The classes as the settings list them: names for the numbers, or the order of the names."""
-    is_numbered = all(name.isdecimal() for name in found)
-    if len(found) > len(listed) or (not is_numbered and not set(found) <= set(listed)):
+    if len(found) > len(listed) or not (is_numbered or set(found) <= set(listed)):
         path = next(iter(files.values()))
+        labels = ", ".join(found if is_numbered else (f'"{name}"' for name in found))
         raise InputError(
-            f"classes: lists {', '.join(listed)}, but {path} and its like have {', '.join(found)}; correct it"
+            f"classes: lists {', '.join(listed)}, but {path} and its like have {labels}; list each, or correct them"
         )
     return listed
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +22,7 @@ from Data_Sourcing.video_splits import (
     name_groups,
     refuse_shared_groups,
     require_classes,
+    require_trained_classes,
 )
 from utils.artifacts import STATUS_FAILED, STATUS_OK, TASK_LABELS, VIDEO_INDEX, write_table
 from utils.errors import InputError
@@ -75,7 +76,9 @@ def run_indexing(settings: IndexVideosSettings) -> str:
     videos = read_layout(settings)
     named = name_groups(videos.videos, settings.group_pattern, settings.groups_csv)
     own_splits = {video.path: video.split for video in videos.videos if video.split}
-    refuse_shared_groups(own_splits, join_groups(named, {}), named)  # before hours of decoding
+    # What the listing alone says is refused before hours of decoding.
+    refuse_shared_groups(own_splits, join_groups(named, {}), named)
+    require_trained_classes(videos.videos, own_splits, videos.classes)
     require_classes(settings.keep_in_train, {_stratum(video, videos) for video in videos.videos})
     run = open_run(
         settings, owned=_OWNED, inputs=_inputs(settings, videos), free_keys=_FREE_KEYS, redone_without=_LAST_FILE
@@ -91,7 +94,9 @@ def run_indexing(settings: IndexVideosSettings) -> str:
     usable = [video for video in found if not video.reason]
     report_copies([v.listed for v in usable], {v.path: v.probed.sha256 for v in usable}, videos.classes)
     splits = _divide(found, settings)
-    _require_trained_classes(found, splits, videos)
+    used = [video.listed for video in usable if video.path in splits]
+    _name_unused_classes(used, videos.classes)
+    require_trained_classes(used, splits, videos.classes)
     if "val" not in splits.values():
         log.warning(
             "no video is in val, which trainers need: classes have too few sources; add some, or raise splits.val"
@@ -213,25 +218,13 @@ def _draw(videos: list[_Video], shares: Mapping[str, float], seed: int) -> dict[
     return draw_splits({v.path: v.stratum for v in videos}, {v.path: v.key for v in videos}, shares, seed)
 
 
-def _require_trained_classes(found: list[_Video], splits: Mapping[str, str], videos: VideoSet) -> None:
-    """Refuse a class that is tested and not trained; name classes without any video."""
-    seen: dict[tuple[str, int], dict[str, str]] = {}
-    for video in found:
-        if not video.reason and video.path in splits:
-            for item in video.listed.labels.items():
-                seen.setdefault(item, {}).setdefault(splits[video.path], video.path)
-    for task, names in videos.classes.items():
+def _name_unused_classes(used: list[LabelledVideo], classes: Mapping[str, Sequence[str]]) -> None:
+    seen = {item for video in used for item in video.labels.items()}
+    for task, names in classes.items():
         for label, class_name in enumerate(names):
-            what = f"class {class_name!r}" + (f" of task {task!r}" if task else "")
-            sides = seen.get((task, label), {})
-            if not sides:
-                log.warning("%s has no video that is used", what)
-            elif "train" not in sides:
-                split, path = next(iter(sides.items()))
-                raise InputError(
-                    f"{what} is in {split} ({path}) but not in train; add videos or sources of it, remove it, or draw "
-                    "with another seed"
-                )
+            if (task, label) not in seen:
+                of_task = f" of task {task!r}" if task else ""
+                log.warning("class %r%s has no video that is used", class_name, of_task)
 
 
 def _write_indices(
@@ -271,11 +264,11 @@ def _class_names(found: list[_Video], splits: Mapping[str, str], videos: VideoSe
 
 def _index_row(video: _Video, label: int, class_name: str) -> dict[str, Any]:
     probed = video.probed
-    ours = {"source_path": video.shown_path, "source_sha256": probed.sha256, "generator": "video", "wnid": class_name}
+    named = {"class_name": class_name, "wnid": class_name}
+    ours = {"source_path": video.shown_path, "source_sha256": probed.sha256, "generator": "video"} | named
     found = {
         "video_path": video.shown_path,
         "label": label,
-        "class_name": class_name,
         "sha256": probed.sha256,
         "group": video.group,
         "num_frames": probed.num_frames,

@@ -12,11 +12,11 @@ from Data_Sourcing.labels_json_layout import read_labels_json
 from Data_Sourcing.settings import IndexVideosSettings, SplitFractions
 from Data_Sourcing.ucf101_layout import read_ucf101
 from Data_Sourcing.video_set import ONE_TASK, SPLITS, VIDEO_SUFFIXES, LabelledVideo, VideoSet, find_videos, is_video
-from utils.artifacts import STATUS_OK, TASK_LABELS, VIDEO_INDEX, read_table
+from utils.artifacts import TASK_LABELS, VIDEO_INDEX, read_table
 from utils.errors import InputError
 from utils.files import resolve_item
-from utils.indices import classes_of
-from utils.task_labels import task_labels_path
+from utils.indices import classes_of, distinct_names, keep_ok_clips
+from utils.task_labels import classes_of_task, task_labels_path
 
 log = logging.getLogger(__name__)
 
@@ -74,11 +74,11 @@ def _read_clip_index(settings: IndexVideosSettings) -> VideoSet:
         raise InputError(
             f"index_csv: there is neither {root / settings.index_csv} nor {settings.index_csv}; correct it"
         )
-    table = read_table(index_path, VIDEO_INDEX)
-    if "status" in table:
-        table = table[table["status"] == STATUS_OK]
+    table = keep_ok_clips(read_table(index_path, VIDEO_INDEX), index_path)
     inputs = {"index": index_path}
-    labels, classes = _labels_of_index(table, index_path)
+    infos = classes_of(table, index_path)
+    labels = {name: {ONE_TASK: label} for name, label in zip(table["video_path"], table["label"], strict=True)}
+    classes = {ONE_TASK: distinct_names(infos)}
     tasks_path = task_labels_path(index_path)
     if tasks_path.is_file():
         labels, classes = _labels_of_tasks(table, tasks_path)
@@ -90,7 +90,8 @@ def _read_clip_index(settings: IndexVideosSettings) -> VideoSet:
         if not labels[path]:
             raise InputError(f"{tasks_path}: has no label for {path!r}; add one, or remove the video from the index")
         known = {name: value for name, value in row.items() if name in _KEPT and not pd.isna(value) and value != ""}
-        known["wnid"] = row.get("wnid", "")
+        if ONE_TASK in classes:
+            known |= {"class_name": infos[row["label"]].class_name, "wnid": infos[row["label"]].wnid}
         videos.append(LabelledVideo(path, labels[path], group=row.get("group") or "", known=known))
     return VideoSet(videos, classes, inputs)
 
@@ -162,22 +163,13 @@ def _endings() -> str:
     return " ".join(sorted(VIDEO_SUFFIXES))
 
 
-def _labels_of_index(table: pd.DataFrame, path: Path) -> tuple[dict[str, dict[str, int]], dict[str, tuple[str, ...]]]:
-    classes = tuple(item.class_name for item in classes_of(table, path))
-    labels = {name: {ONE_TASK: label} for name, label in zip(table["video_path"], table["label"], strict=True)}
-    return labels, {ONE_TASK: classes}
-
-
 def _labels_of_tasks(table: pd.DataFrame, path: Path) -> tuple[dict[str, dict[str, int]], dict[str, tuple[str, ...]]]:
     rows = read_table(path, TASK_LABELS)
     labels: dict[str, dict[str, int]] = {name: {} for name in table["video_path"]}
-    names: dict[str, dict[int, str]] = {}
-    for row in rows.itertuples(index=False):
-        names.setdefault(row.task, {})[row.label] = row.class_name
+    for row in rows.itertuples():
+        if not row.task.strip():
+            raise InputError(f"{path} line {row.Index}: has no name of a task; give one")
         if row.video_path in labels:
             labels[row.video_path][row.task] = row.label
-    classes = {
-        task: tuple(found.get(label, str(label)) for label in range(max(found) + 1))
-        for task, found in sorted(names.items())
-    }
+    classes = {task: distinct_names(classes_of_task(of_task, path)) for task, of_task in rows.groupby("task")}
     return labels, classes

@@ -10,7 +10,7 @@ import hashlib
 import logging
 import re
 from collections import Counter, defaultdict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from Data_Sourcing.video_set import LabelledVideo
@@ -178,6 +178,33 @@ def require_classes(shares: Mapping[str, float], known: Collection[str]) -> None
     """
     if unknown := sorted(shares.keys() - set(known)):
         raise InputError(f"keep_in_train: no video is of class {unknown[0]!r}; known: {', '.join(sorted(known))}")
+
+
+def require_trained_classes(
+    videos: Iterable[LabelledVideo], splits: Mapping[str, str], classes: Mapping[str, Sequence[str]]
+) -> None:
+    """Make sure that every class that is tested is trained.
+
+    Args:
+        splits: path -> split; a video without one is of none.
+        classes: task -> names in label order.
+
+    Raises:
+        InputError: names the first class that is not, and a video of it.
+    """
+    first: dict[tuple[str, int], dict[str, str]] = defaultdict(dict)
+    for video in videos:
+        if video.path in splits:
+            for item in video.labels.items():
+                first[item].setdefault(splits[video.path], video.path)
+    for (task, label), sides in sorted(first.items()):
+        if "train" not in sides:
+            split, path = next(iter(sides.items()))
+            of_task = f" of task {task!r}" if task else ""
+            raise InputError(
+                f"class {classes[task][label]!r}{of_task} is in {split} ({path}) but not in train; add videos or "
+                "sources of it, remove it, or draw with another seed"
+            )
 
 
 def _search(pattern: str, path: str) -> str:

@@ -8,12 +8,10 @@ print(prediction.path, prediction.class_name, prediction.confidence)
 from __future__ import annotations
 
 import os
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache, partial
-from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +24,7 @@ from utils.clips import probe_video, read_frames
 from utils.errors import InputError
 from utils.frame_sampling import FrameSampling
 from utils.images import resize_and_centre_crop
-from utils.indices import ClassInfo
+from utils.indices import ClassInfo, distinct_names
 from utils.learner import build_recipe
 from utils.loading import num_usable_cores
 from utils.utils import progress
@@ -90,7 +88,7 @@ class Predictor:
         self._reader = _Reader(described)
         classes = _classes_of(described)
         self.tasks = tuple(classes)
-        self._class_names = [_distinct_names(of_task) for of_task in classes.values()]
+        self._class_names = [distinct_names(of_task) for of_task in classes.values()]
 
     def predict(self, paths: Sequence[str | Path]) -> list[Prediction]:
         """Predictions in the order of the videos, of several tasks one after the other.
@@ -229,26 +227,3 @@ def _classes_of(described: ModelDescription) -> dict[str | None, tuple[ClassInfo
     if not tasks:
         return {None: described.classes}
     return {name: tuple(ClassInfo(**one) for one in classes) for name, classes in tasks.items()}
-
-
-def _distinct_names(classes: tuple[ClassInfo, ...]) -> tuple[str, ...]:
-    """Names in label order; ImageNet has two cranes, a bird and a machine."""
-    counts = Counter(one.class_name for one in classes)
-    ids = Counter((one.class_name, one.wnid) for one in classes)
-    taken, names = set(counts), []
-    for one in classes:
-        name = one.class_name
-        if counts[name] > 1:
-            has_own_id = one.wnid and ids[name, one.wnid] == 1
-            name = next(made for made in _longer_names(one, has_own_id) if made not in taken)
-            taken.add(name)
-        names.append(name)
-    return tuple(names)
-
-
-def _longer_names(one: ClassInfo, has_own_id: bool) -> Iterator[str]:
-    """As many as it takes: another class may really be called `crane (1)`."""
-    if has_own_id:
-        yield f"{one.class_name} ({one.wnid})"
-    for num_signs in count():
-        yield f"{one.class_name} ({'#' * num_signs}{one.label})"

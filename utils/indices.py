@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -149,11 +151,7 @@ def read_clip_index(
     Raises:
         InputError: a malformed row, a label out of range, a missing, foreign or changed file.
     """
-    table = read_table(path, VIDEO_INDEX)
-    if "status" in table:
-        table = table[table["status"] == STATUS_OK]
-        if table.empty:
-            raise InputError(f"{path}: no clip has status 'ok'; read the reasons there and make it again")
+    table = keep_ok_clips(read_table(path, VIDEO_INDEX), path)
     if num_frames is not None and "num_frames" in table:
         for line, found in table["num_frames"].items():
             if not pd.isna(found) and found != num_frames:
@@ -162,6 +160,18 @@ def read_clip_index(
                     "regenerate with Data_Augmentation_SVD"
                 )
     return _item_index(table, path, clips_root, "video_path", num_classes, verify)
+
+
+def keep_ok_clips(table: pd.DataFrame, path: Path) -> pd.DataFrame:
+    """The rows of a clip index whose clip is there: those with status `ok`, or all where it has no status.
+
+    Raises:
+        InputError: no row is left.
+    """
+    kept = table[table["status"] == STATUS_OK] if "status" in table else table
+    if kept.empty:
+        raise InputError(f"{path}: no clip has status 'ok'; read the reasons there and make it again")
+    return kept
 
 
 def locate_clip_index(data_root: Path, csv_path: Path, split: str, clips_root: Path | None = None) -> tuple[Path, Path]:
@@ -243,6 +253,29 @@ def classes_of(table: pd.DataFrame, path: Path, num_classes: int | None = None) 
                     f"{names[label][0]!r} ({names[label][1]}) before; one label is one class"
                 )
     return tuple(ClassInfo(label, *names.get(label, (str(label), ""))) for label in range(count))
+
+
+def distinct_names(classes: Sequence[ClassInfo]) -> tuple[str, ...]:
+    """Names in label order, those of several classes made longer: ImageNet has two cranes, a bird and a machine."""
+    counts = Counter(one.class_name for one in classes)
+    ids = Counter((one.class_name, one.wnid) for one in classes)
+    taken, names = set(counts), []
+    for one in classes:
+        name = one.class_name
+        if counts[name] > 1:
+            has_own_id = bool(one.wnid) and ids[name, one.wnid] == 1
+            name = next(made for made in _longer_names(one, has_own_id) if made not in taken)
+            taken.add(name)
+        names.append(name)
+    return tuple(names)
+
+
+def _longer_names(one: ClassInfo, has_own_id: bool) -> Iterator[str]:
+    """As many as it takes: another class may really be called `crane (1)`."""
+    if has_own_id:
+        yield f"{one.class_name} ({one.wnid})"
+    for num_signs in itertools.count():
+        yield f"{one.class_name} ({'#' * num_signs}{one.label})"
 
 
 def require_same_classes(

@@ -60,7 +60,7 @@ def read_task_labels(index: ItemIndex, known: TaskLabels | None = None) -> TaskL
         raise InputError(
             f"{path}: has no label for any video of {index.index_path}; make both with Data_Sourcing again"
         )
-    found = {task: _classes_of_task(rows, path) for task, rows in table.groupby("task")}
+    found = {task: classes_of_task(rows, path) for task, rows in table.groupby("task")}
     classes = found if known is None else _known_classes(found, known, path)
     names = tuple(sorted(classes))
     labels = np.full((len(index), len(names)), MISSING, dtype=np.int64)
@@ -104,7 +104,15 @@ def combination_name(labels: Iterable[tuple[str, str]]) -> str:
     return " ".join(f"{task}={class_name or '?'}" for task, class_name in labels)
 
 
-def _classes_of_task(rows: pd.DataFrame, path: Path) -> tuple[ClassInfo, ...]:
+def classes_of_task(rows: pd.DataFrame, path: Path) -> tuple[ClassInfo, ...]:
+    """The classes of one task in label order; labels no row has are called by their number.
+
+    Args:
+        rows: the task's rows of the table at `path`, indexed by line number.
+
+    Raises:
+        InputError: a label that is too large, or one label with two names.
+    """
     names: dict[int, str] = {}
     for line, label, class_name in zip(rows.index, rows["label"], rows["class_name"], strict=True):
         if label >= MAX_CLASSES:

@@ -313,19 +313,6 @@ def test_classes_of_one_name_are_told_apart(world, tmp_path, videos):
         assert prediction.class_name == expected[prediction.label]
 
 
-@pytest.mark.parametrize(
-    ("classes", "expected"),
-    [
-        ([("a", ""), ("a", ""), ("a (0)", ""), ("z", "")], ("a (#0)", "a (1)", "a (0)", "z")),
-        ([("a (#0)", ""), ("a", "n1"), ("a", "n1"), ("a (1)", "")], ("a (#0)", "a (#1)", "a (2)", "a (1)")),
-        ([("a", "1"), ("a", ""), ("b", ""), ("a (1)", "")], ("a (0)", "a (#1)", "b", "a (1)")),
-    ],
-)
-def test_no_two_classes_come_to_one_name(classes, expected):
-    infos = tuple(ClassInfo(label, name, wnid) for label, (name, wnid) in enumerate(classes))
-    assert Video_Models.predictor._distinct_names(infos) == expected
-
-
 def test_a_label_in_the_output_is_the_class_s_own(world, tmp_path, videos):
     """A class may be called as another, and another as what tells the two apart."""
     state_dict, described = read_weights(world / "uniform.safetensors")

@@ -27,6 +27,7 @@ from utils.indices import (
     ClassInfo,
     ItemIndex,
     classes_of,
+    distinct_names,
     locate_clip_index,
     read_clip_index,
     read_image_index,
@@ -395,3 +396,16 @@ def test_same_classes_ignore_names_that_one_side_lacks():
         require_same_classes(named, "a", (named[0], ClassInfo(1, "uno", "c1")), "b")
     with pytest.raises(InputError, match="a has 2 classes and b has 1"):
         require_same_classes(named, "a", named[:1], "b")
+
+
+@pytest.mark.parametrize(
+    ("classes", "expected"),
+    [
+        ([("a", ""), ("a", ""), ("a (0)", ""), ("z", "")], ("a (#0)", "a (1)", "a (0)", "z")),
+        ([("a (#0)", ""), ("a", "n1"), ("a", "n1"), ("a (1)", "")], ("a (#0)", "a (#1)", "a (2)", "a (1)")),
+        ([("a", "1"), ("a", ""), ("b", ""), ("a (1)", "")], ("a (0)", "a (#1)", "b", "a (1)")),
+    ],
+)
+def test_no_two_classes_come_to_one_name(classes, expected):
+    infos = tuple(ClassInfo(label, name, wnid) for label, (name, wnid) in enumerate(classes))
+    assert distinct_names(infos) == expected
