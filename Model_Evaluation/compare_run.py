@@ -11,7 +11,7 @@ from Model_Evaluation.compare_plan import describe_plan, plan_arms, scoring_of
 from Model_Evaluation.compare_settings import CompareArmsSettings
 from Model_Evaluation.settings import PictureSettings
 from Model_Evaluation.study_journal import ArmsFailed, Journal
-from Model_Evaluation.study_run import JOURNAL, finish_runs, write_results
+from Model_Evaluation.study_run import JOURNAL, finish_runs, forget_other_pictures, write_results
 from utils.runs import open_run
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ def run_comparison(compare: CompareArmsSettings) -> Path | None:
     if compare.dry_run:
         return None
     folder = open_run(compare, owned=())  # holds the lock as long as it is held
+    forget_other_pictures(compare)
     folder.begin()
     journal = Journal(compare.output_dir / JOURNAL, runs)
     scored = finish_runs(runs, compare, journal, scoring_of, missing={})

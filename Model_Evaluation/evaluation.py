@@ -89,13 +89,13 @@ def run_evaluation(settings: EvaluationSettings) -> Path:
         log.info("%s is complete; nothing to do", run.dir)
     else:
         _measure(settings, run)
-        run.record_settings()
         run_ids, gallery = [model.name for model in settings.scored_models], Gallery([settings])
         write_derived(
             run.dir,
             run.dir,
             lambda tables, folder: draw_run_pictures(gallery, tables, run_ids, folder, settings.pictures),
         )
+        run.record_settings()  # last: a killed run's pictures are drawn again
     print(format_summary(run.dir))
     return run.dir
 

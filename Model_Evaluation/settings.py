@@ -137,6 +137,15 @@ def require_image_set(images_root: Path, splits: Iterable[str]) -> None:
         raise ValueError(f"{images_root} has neither {missing[0]} (run Data_Sourcing) nor wnids.txt (the raw layout)")
 
 
+def _describe_other_split(index_csv: Path, split: str) -> str:
+    """What is wrong with an index whose name says that it is of another split; empty where nothing is."""
+    other = index_csv.stem
+    if other not in {"train", "val", "test"} - {split}:
+        return ""
+    remedy = f"set split: {other}" if other != "train" else "score another split"
+    return f"val_csv: {index_csv} is of split {other}, but tables would say {split}; {remedy}"
+
+
 class DataSettings(Settings):
     """What the models are scored on.
 
@@ -176,12 +185,8 @@ class DataSettings(Settings):
 
     @model_validator(mode="after")
     def _is_the_split_it_says(self) -> DataSettings:
-        other = self.index_csv.stem
-        if other in {"train", "val", "test"} - {self.split}:
-            remedy = f"set split: {other}" if other != "train" else "score another split"
-            raise ValueError(
-                f"val_csv: {self.index_csv} is of split {other}, but tables would say {self.split}; {remedy}"
-            )
+        if problem := _describe_other_split(self.index_csv, self.split):
+            raise ValueError(problem)
         return self
 
     @field_validator("images_root")
@@ -282,6 +287,9 @@ class EvaluationSettings(Settings):
             raise ValueError("no model to score; list some under 'models', or give 'model2d' and 'model3d'")
         names = [model.name for model in models]
         problems = [f"models: name {name!r} is used twice" for name in sorted({n for n in names if names.count(n) > 1})]
+        for model in models:
+            if problem := model.val_csv and _describe_other_split(model.val_csv, self.data.split):
+                problems.append(f"models: {model.name}: {problem}")
         if any(model.data(self.data).root is None and not model.kind.uses_images for model in models):
             problems.append("data.root is missing; give the folder of the clips")
         if self.data.images_root is None and any(model.kind.uses_images for model in models):

@@ -19,7 +19,7 @@ from Model_Evaluation.study_journal import ArmsFailed, Journal, describe_shortfa
 from Model_Evaluation.study_plan import ClipSet, PlannedRun, is_trained, plan_clips, plan_runs
 from Model_Evaluation.study_settings import ArmsSettings, StudySettings
 from Model_Evaluation.study_sources import require_all_sources, require_given_clips, share_hold_out
-from utils.config import build_settings
+from utils.config import build_settings, read_yaml
 from utils.errors import InputError
 from utils.runs import SettingsChanged, open_run, remove_owned
 from utils.sidecar import BEST_FILE
@@ -50,6 +50,7 @@ def run_study(study: StudySettings) -> Path | None:
     print_plan(study, runs, clips)
     if folder is None:
         return None
+    forget_other_pictures(study)
     folder.begin()
     journal = Journal(study.output_dir / JOURNAL, runs)
 
@@ -67,6 +68,15 @@ def run_study(study: StudySettings) -> Path | None:
     if shortfalls := journal.shortfalls():
         raise ArmsFailed(shortfalls, journal.path)
     return results
+
+
+def forget_other_pictures(study: ArmsSettings) -> None:
+    """Have finished results made again where `scoring.num_pictures` is another than the one they were drawn with."""
+    from Model_Evaluation.derived import DONE_FILE
+
+    recorded = study.output_dir / "config.yaml"
+    if recorded.exists() and read_yaml(recorded)["scoring"]["num_pictures"] != study.scoring.num_pictures:
+        (study.output_dir / RESULTS / DONE_FILE).unlink(missing_ok=True)
 
 
 def make_clips(sets: Iterable[ClipSet]) -> dict[tuple[str, int], str]:

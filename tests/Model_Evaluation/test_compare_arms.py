@@ -17,8 +17,9 @@ import utils.files
 from Model_Evaluation.compare_plan import describe_plan, plan_arms, scoring_of
 from Model_Evaluation.compare_run import run_comparison
 from Model_Evaluation.compare_settings import CompareArmsSettings
-from Model_Evaluation.derived import compute_derived, write_derived
+from Model_Evaluation.derived import DONE_FILE, compute_derived, write_derived
 from Model_Evaluation.study_journal import ArmsFailed
+from Model_Evaluation.study_run import forget_other_pictures
 from utils.artifacts import (
     COMPARISONS,
     PREDICTIONS,
@@ -291,7 +292,11 @@ def test_arms_are_compared_as_a_matched_pair(finished):
     assert set(rows["differs_in"]) == {""}
     assert rows["seed"].isna().sum() == 1 and set(rows["seed"].dropna()) == {0, 1}
     whole = rows[rows["seed"].isna()].iloc[0]
-    assert whole["outcome"] in ("a", "b", "undecided") and whole["mcnemar_p_holm"] >= whole["mcnemar_p"]
+    assert whole["mcnemar_p_holm"] >= whole["mcnemar_p"]
+    excludes_zero = whole["difference_low"] > 0 or whole["difference_high"] < 0
+    winner = "a" if whole["difference"] > 0 else "b"
+    is_decided = excludes_zero and whole["mcnemar_p_holm"] < 0.05
+    assert whole["outcome"] == (winner if is_decided else "undecided")
     predictions = read_table(results / "predictions.csv", PREDICTIONS)
     assert predictions.groupby("run_id").size().tolist() == [12] * 4
     values = read_table(results / "protocol_values.csv", PROTOCOL_VALUES)
@@ -329,6 +334,15 @@ def test_a_second_run_does_nothing(data, finished):
     before = stamps(finished)
     assert run_in_child(run, data, finished) == 0
     assert stamps(finished) == before
+
+
+def test_another_number_of_pictures_has_them_drawn_again(data, finished, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(finished, copy)
+    forget_other_pictures(settings_for(data, copy))
+    assert (copy / "results" / DONE_FILE).exists()
+    forget_other_pictures(settings_for(data, copy, scoring=QUICK))
+    assert not (copy / "results" / DONE_FILE).exists()
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -196,7 +197,7 @@ def train(root: Path, output_dir: Path, weights: str = "none", **keys) -> None:
     run_training(build_settings(VideoSettings, raw | keys, "test"))
 
 
-def evaluate(root: Path, checkpoint: Path, output_dir: Path, **data) -> None:
+def evaluate(root: Path, checkpoint: Path, output_dir: Path, *, num_pictures: int = 0, **data) -> None:
     from Model_Evaluation.evaluation import run_evaluation
     from Model_Evaluation.settings import EvaluationSettings
 
@@ -206,6 +207,7 @@ def evaluate(root: Path, checkpoint: Path, output_dir: Path, **data) -> None:
         "data": {"root": str(root), "workers": 1} | data,
         "output_dir": str(output_dir),
         "latency": {"warmup": 1, "repetitions": 2},
+        "pictures": {"num_items": num_pictures},
         "device": "cpu",
     }
     run_evaluation(build_settings(EvaluationSettings, raw, "test"))
@@ -264,6 +266,13 @@ def test_an_index_of_another_split_is_refused(videos):
         build_settings(DataSettings, {"root": str(videos), "val_csv": "test.csv"}, "evaluate.yaml")
 
 
+def test_a_models_own_index_of_another_split_is_refused_by_the_models_name(trained, videos):
+    _, checkpoint = trained
+    model = {"name": "own", "type": "video", "checkpoint": str(checkpoint), "root": str(videos), "val_csv": "test.csv"}
+    with pytest.raises(InputError, match=r"models: own: val_csv: test\.csv is of split test, but tables would say val"):
+        build_settings(EvaluationSettings, {"models": [model], "data": {"root": str(videos)}}, "evaluate.yaml")
+
+
 def test_a_start_from_other_tasks_is_a_new_head_and_from_other_classes_refused(trained, tmp_path):
     root, checkpoint = trained
     other = tmp_path / "videos"
@@ -276,16 +285,19 @@ def test_a_start_from_other_tasks_is_a_new_head_and_from_other_classes_refused(t
     for split in ("train", "val"):
         path = other / f"{split}.tasks.csv"
         path.write_text(path.read_text().replace("grainy,", "grain,"))
-    assert run_in_child(train, other, tmp_path / "run", str(checkpoint)) == 0
+    assert run_in_child(partial(train, epochs=1), other, tmp_path / "run", str(checkpoint)) == 0
 
 
 def test_pictures_are_drawn_again_without_scoring_again(trained, tmp_path, monkeypatch):
     root, checkpoint = trained
     results = tmp_path / "results"
-    evaluate(root, checkpoint, results, task="light")
+    evaluate(root, checkpoint, results, num_pictures=8, task="light")
     before = (results / "predictions.csv").read_bytes()
     raw = read_yaml(results / "config.yaml") | {"pictures": {"num_items": 0, "seed": 0}}
     monkeypatch.setattr(evaluation, "score_model", None)
+    with monkeypatch.context() as killed, pytest.raises(TypeError):
+        killed.setattr(evaluation, "write_derived", None)  # ends there, as a kill would
+        evaluation.run_evaluation(build_settings(EvaluationSettings, raw, "test"))
     settings = build_settings(EvaluationSettings, raw, "test")
     assert list((results / "figures").glob("samples_*.png"))
     evaluation.run_evaluation(settings)
