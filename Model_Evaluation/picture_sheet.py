@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 
 from utils.files import write_bytes
+from utils.images import cut_to_width
 
 _SIDE = 112  # longer side of a frame, in pixels
 _GAP = 4
@@ -76,22 +77,12 @@ def _draw_block(sheet: Image.Image, block: PictureBlock, *, left: int, top: int,
     draw = ImageDraw.Draw(sheet)
     font = ImageFont.load_default(_FONT_SIZE)
     for number, line in enumerate(block.lines):
-        draw.text((left, top), _fitted(line, font, width), _GREY if number else _BLACK, font)
+        draw.text((left, top), cut_to_width(line, font, width), _GREY if number else _BLACK, font)
         top += _LINE
     for lines, frames in block.rows:
         for line in lines:
-            draw.text((left, top), _fitted(line, font, width), _GREY, font)
+            draw.text((left, top), cut_to_width(line, font, width), _GREY, font)
             top += _LINE
         for column, frame in enumerate(frames):
             sheet.paste(Image.fromarray(scale_frame(frame)), (left + column * (_SIDE + _GAP), top))
         top += _SIDE + _GAP
-
-
-def _fitted(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
-    """The text, cut with an ellipsis where it is wider than `width` pixels."""
-    text = " ".join(text.split())
-    if font.getlength(text) <= width:
-        return text
-    while text and font.getlength(text + "…") > width:
-        text = text[:-1]
-    return text + "…"

@@ -6,12 +6,13 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
-import torch
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
-from torch import Tensor, nn
+from torch import nn
 from torchvision.models.swin_transformer import ShiftedWindowAttention
 from torchvision.models.video.swin_transformer import ShiftedWindowAttention3d
+
+from Video_Models.checkpoint_weights import lora_product
 
 if TYPE_CHECKING:
     from Video_Models.models import VideoClassifier
@@ -78,7 +79,9 @@ def merge_lora(model: VideoClassifier) -> VideoClassifier:
     """
     for name, layer in list(model.named_modules()):
         if isinstance(layer, LoraLayer):
-            layer.base_layer.weight.data += _product(layer)
+            (adapter,) = layer.active_adapters
+            first, second = layer.lora_A[adapter].weight.detach(), layer.lora_B[adapter].weight.detach()
+            layer.base_layer.weight.data += lora_product(first, second, layer.scaling[adapter])
             model.set_submodule(name, layer.base_layer)
     if hasattr(model.backbone, "peft_config"):
         del model.backbone.peft_config
@@ -156,13 +159,6 @@ def _plain_class(layer: nn.Module) -> type[nn.Module]:
 def _has_forward_of(layer: nn.Module, plain: type[nn.Module]) -> bool:
     names = ("forward", "_conv_forward", "__call__")
     return all(getattr(type(layer), name, None) is getattr(plain, name, None) for name in names)
-
-
-def _product(layer: LoraLayer) -> Tensor:
-    """What LoRA adds to the layer's weight, in its shape; peft's own fails for kernels of 1 x 1 x 1."""
-    (adapter,) = layer.active_adapters
-    first, second = layer.lora_A[adapter].weight.detach(), layer.lora_B[adapter].weight.detach()
-    return layer.scaling[adapter] * torch.einsum("or,ri...->oi...", second.flatten(1), first)
 
 
 def _ends_in(name: str, endings: Sequence[str]) -> bool:

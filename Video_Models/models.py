@@ -18,7 +18,6 @@ from utils.checkpoints import read_weights
 from utils.files import sha256_bytes, sha256_file
 from Video_Models import c3d, i3d, resnet18, torchvision_video
 from Video_Models.backbone import Backbone
-from Video_Models.input_rules import FrameRule
 from Video_Models.multi_task import TaskHeads
 from Video_Models.registry import PRETRAINED, Family, require_family
 
@@ -29,7 +28,7 @@ class VideoClassifier(nn.Module):
     """A clip classifier for clips of one length.
 
     Args:
-        backbone: its `forward` takes as many frames as `frame_rule` makes of `num_frames`.
+        backbone: its `forward` takes as many frames as its `frame_rule` makes of `num_frames`.
         head: float (B, feature_width) -> logits.
         num_frames: of the clips that it is given.
 
@@ -39,14 +38,13 @@ class VideoClassifier(nn.Module):
 
     frame_index: torch.Tensor
 
-    def __init__(self, backbone: Backbone, head: nn.Module, frame_rule: FrameRule, num_frames: int) -> None:
+    def __init__(self, backbone: Backbone, head: nn.Module, num_frames: int) -> None:
         super().__init__()
         self.backbone = backbone
         self.head = head
-        self.frame_rule = frame_rule
         self.num_frames = num_frames
         # On the model's device once and for all, but in no checkpoint: it follows from the rule.
-        self.register_buffer("frame_index", torch.from_numpy(frame_rule.repeat(num_frames)), persistent=False)
+        self.register_buffer("frame_index", torch.from_numpy(backbone.frame_rule.repeat(num_frames)), persistent=False)
 
     def forward(self, clip: torch.Tensor) -> torch.Tensor:
         """Logits of a batch.
@@ -118,7 +116,7 @@ def build_video_classifier(
         head = build_head(backbone.feature_width, num_classes, hidden_width=rules.hidden_width, dropout=dropout)
     if weights is not None and Path(weights).is_file():
         _load_head(head, Path(weights), tasks or {})
-    model = VideoClassifier(backbone, head, backbone.frame_rule, num_frames)
+    model = VideoClassifier(backbone, head, num_frames)
     if adaptation is None:
         return model
     from Video_Models.adaptation import adapt  # peft takes seconds to import

@@ -65,7 +65,6 @@ class TaskHeads(nn.Module):
         for name, num_classes in tasks.items():
             if num_classes < 2:
                 raise ValueError(f"tasks: {name!r} has {num_classes} classes, expected 2 or more")
-        self.tasks = dict(tasks)
         self.adapters = nn.ModuleList(BottleneckAdapter(feature_width, adapter_width) for _ in tasks)
         self.dropout = nn.Dropout(dropout)
         self.classifiers = nn.ModuleList(nn.Linear(feature_width, num_classes) for num_classes in tasks.values())
@@ -75,7 +74,3 @@ class TaskHeads(nn.Module):
         """Features float (B, feature_width) -> logits of all tasks side by side, (B, sum of classes)."""
         heads = zip(self.adapters, self.classifiers, strict=True)
         return torch.cat([classify(self.dropout(adapt(features))) for adapt, classify in heads], 1)
-
-    def split(self, logits: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Logits of all tasks -> of each task, (B, num_classes), views."""
-        return dict(zip(self.tasks, logits.split(list(self.tasks.values()), 1), strict=True))

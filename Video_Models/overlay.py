@@ -12,6 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from utils.clips import CODECS, iterate_frames, read_frame_times
 from utils.files import write_with
+from utils.images import cut_to_width
 
 _FONT = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"  # Latin, Greek, Cyrillic, Arabic
 _SMALLEST_FONT = 10  # pixels; below, letters run together in H.264
@@ -51,7 +52,7 @@ def render_text(lines: Sequence[str], height: int, width: int) -> np.ndarray:
     """Lines of text for frames of a size, cut with an ellipsis where they are too wide: uint8 (h, w), 0..255."""
     font = ImageFont.truetype(str(_FONT), max(_SMALLEST_FONT, height // _LINES_A_HEIGHT))
     margin = max(2, height // 100)
-    fitted = [_fit(line, font, width - 2 * margin) for line in lines]
+    fitted = [cut_to_width(line, font, width - 2 * margin) for line in lines]
     line_height = sum(font.getmetrics())
     size = (min(width, round(max(map(font.getlength, fitted)) + 2 * margin)), len(fitted) * line_height + 2 * margin)
     picture = Image.new("L", size)
@@ -80,12 +81,3 @@ def _write_frames(source: Path, target: Path, lines: Sequence[str]) -> None:
 def _make_even(frame: np.ndarray) -> np.ndarray:
     height, width = frame.shape[:2]
     return np.pad(frame, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
-
-
-def _fit(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
-    text = " ".join(text.split())
-    if font.getlength(text) <= width:
-        return text
-    while text and font.getlength(text + "…") > width:
-        text = text[:-1]
-    return text + "…"

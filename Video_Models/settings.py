@@ -6,12 +6,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import AliasChoices, Field, field_validator, model_validator
+from pydantic import AliasChoices, Field, ValidationInfo, field_validator, model_validator
 
 from utils.config import InputPath, NonNegativeFloat, PositiveInt, Settings
 from utils.frame_sampling import FrameSampling
 from utils.hub import is_hub_id
 from utils.settings import TrainingSettings
+from utils.sidecar import BEST_FILE
 from Video_Models.registry import FAMILIES, PRETRAINED
 
 _NUM_CLIPS = 5
@@ -109,8 +110,9 @@ class VideoSettings(TrainingSettings):
     Attributes:
         family: the network; `Video_Models/registry.py` lists them.
         config: replaces values of the family's architecture, by their names there.
-        weights: `pretrained` (the family's published ones), `none` (random), a hub's `owner/name`, a local folder as
-            `save_pretrained` writes it, or a file: a checkpoint of ours or a state dict.
+        weights: `pretrained` (the family's published ones), `none` (random), a file (a checkpoint of ours or a state
+            dict), or a folder: a training run's, or one with one file of weights; of the transformers also one that
+            `save_pretrained` wrote, or a hub's `owner/name`.
         data_root: the folder of the clips; train_csv, val_csv: their indices, below `data_root` or as a path.
         clips_root: the folder that the indices' paths are relative to; null is `data_root/train` and `data_root/val`
             where these exist, else `data_root`.
@@ -145,9 +147,10 @@ class VideoSettings(TrainingSettings):
     def complete(cls, raw: Mapping[str, Any]) -> Mapping[str, Any]:
         """Add the protocol's values of keys that are not given, then the family's."""
         raw = dict(super().complete(raw))
-        family = FAMILIES.get(raw.get("family", cls.model_fields["family"].default))
-        if family is None:
-            return raw
+        name = raw.get("family", cls.model_fields["family"].default)
+        if not isinstance(name, str) or name not in FAMILIES:
+            return raw  # the field's own check says so
+        family = FAMILIES[name]
         if "time_dim" not in raw:
             raw.setdefault("num_frames", family.num_frames)
         published = {"image_size": family.image_size, "mean": list(family.mean), "std": list(family.std)}
@@ -162,14 +165,19 @@ class VideoSettings(TrainingSettings):
 
     @field_validator("weights")
     @classmethod
-    def _weights_exist(cls, weights: str, info) -> str:
-        is_named = weights in (PRETRAINED, "none") or not (info.context or {}).get("check_paths", True)
-        looks_like_file = Path(weights).suffix in _WEIGHT_SUFFIXES
-        if is_named or Path(weights).exists() or (is_hub_id(weights) and not looks_like_file):
+    def _weights_exist(cls, weights: str, info: ValidationInfo) -> str:
+        family = FAMILIES.get(info.data.get("family"))
+        if weights in (PRETRAINED, "none") or family is None or not (info.context or {}).get("check_paths", True):
             return weights
-        raise ValueError(
-            f"{weights!r} is neither pretrained, none, a file, a folder, nor a hub's owner/name; correct it"
+        if Path(weights).is_dir():
+            return str(_weights_in(Path(weights), of_transformers=family.is_on_hub))
+        looks_like_id = is_hub_id(weights) and Path(weights).suffix not in _WEIGHT_SUFFIXES
+        if Path(weights).is_file() or (looks_like_id and family.is_on_hub):
+            return weights
+        or_id = (
+            ", a folder, nor a hub's owner/name" if family.is_on_hub else " nor a folder (it is not on the model hub)"
         )
+        raise ValueError(f"{weights!r} is neither pretrained, none, a file{or_id}; correct it")
 
     @model_validator(mode="after")
     def _fits_the_family(self) -> VideoSettings:
@@ -178,7 +186,6 @@ class VideoSettings(TrainingSettings):
             raise ValueError(f"weights: none are published for {self.family}; set weights: none, or name a file")
         family.check_config(self.config)
         if not self.config and self.weights in (PRETRAINED, "none"):  # others may be of another architecture
-            family.frame_rule.num_repeated(self.num_frames)
             family.size_rule.check(self.image_size)
         return self
 
@@ -191,3 +198,16 @@ class VideoSettings(TrainingSettings):
     def clip_sampling(self) -> FrameSampling:
         """Section `frame_sampling` with the number of frames."""
         return self.frame_sampling.of(self.num_frames)
+
+
+def _weights_in(folder: Path, *, of_transformers: bool) -> Path:
+    """The file of weights in a folder; the folder itself where transformers is to read it."""
+    if (best := folder / BEST_FILE).is_file():
+        return best
+    if of_transformers:
+        return folder
+    files = sorted(path for path in folder.iterdir() if path.suffix in _WEIGHT_SUFFIXES)
+    if len(files) != 1:
+        known = ", ".join(_WEIGHT_SUFFIXES)
+        raise ValueError(f"{folder} holds {len(files)} files of weights ({known}), expected one; name the file")
+    return files[0]

@@ -134,6 +134,7 @@ def _build_mvit(
     stochastic_depth_prob: float = 0.2,
 ) -> MViT:
     """MViTv2-S: each stage doubles the width and halves the map; keys and values are pooled to one size in all."""
+    _require_heads(embed_dim, depths, num_heads)
     blocks = []
     for stage, (depth, heads) in enumerate(zip(depths, num_heads, strict=True)):
         width, kv_stride = embed_dim * 2**stage, 2 ** (len(depths) - 1 - stage)
@@ -170,6 +171,7 @@ def _build_swin(
     window_size: Sequence[int] = (8, 7, 7),
     stochastic_depth_prob: float = 0.1,
 ) -> SwinTransformer3d:
+    _require_heads(embed_dim, depths, num_heads)
     return SwinTransformer3d(
         patch_size=[2, 4, 4],
         embed_dim=embed_dim,
@@ -178,6 +180,18 @@ def _build_swin(
         window_size=list(window_size),
         stochastic_depth_prob=stochastic_depth_prob,
     )
+
+
+def _require_heads(embed_dim: int, depths: Sequence[int], num_heads: Sequence[int]) -> None:
+    """The width doubles with each stage, and each stage's heads share it."""
+    if len(depths) != len(num_heads):
+        raise ValueError(f"config: depths has {len(depths)} stages and num_heads {len(num_heads)}; give as many")
+    for stage, heads in enumerate(num_heads):
+        if (width := embed_dim * 2**stage) % heads:
+            raise ValueError(
+                f"config: num_heads: {heads} heads of stage {stage} do not divide its width {width} (embed_dim "
+                f"{embed_dim}, doubled with each stage); change one of them"
+            )
 
 
 def _build_s3d(_shape: tuple[int, int, int], batch_norm_momentum: float = 0.1) -> S3D:

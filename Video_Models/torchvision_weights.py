@@ -8,13 +8,12 @@ from pathlib import Path
 from torch import nn
 from torchvision.models import get_weight
 
-from utils.checkpoints import ModelDescription, load_state, read_weights
+from utils.checkpoints import load_state
 from utils.errors import InputError
 from utils.published_weights import read_published_weights
 from utils.tensor_files import StateDict
+from Video_Models.checkpoint_weights import read_backbone
 from Video_Models.registry import FAMILIES, PRETRAINED
-
-_OURS = "backbone."
 
 
 def read_torchvision_weights(weights: str | Path, family: str) -> tuple[StateDict, Path]:
@@ -34,14 +33,8 @@ def read_torchvision_weights(weights: str | Path, family: str) -> tuple[StateDic
             f"weights: {str(weights)!r} is no file, and {family} is not on the model hub; give a checkpoint or a state "
             "dict, or set pretrained or none"
         )
-    state_dict, description = read_weights(path)
-    _require_family(description, family, path)
-    if any(".lora_" in name for name in state_dict):
-        raise InputError(f"weights: {path} holds LoRA's products beside the weights; merge them first (merge_lora)")
-    ours = {name: tensor for name, tensor in state_dict.items() if name.startswith(_OURS)}
-    if not ours:
-        return state_dict, path
-    return {name.removeprefix(_OURS).removeprefix("network."): tensor for name, tensor in ours.items()}, path
+    state_dict, _ = read_backbone(path, family)
+    return {name.removeprefix("network."): tensor for name, tensor in state_dict.items()}, path
 
 
 def load_network(network: nn.Module, state_dict: StateDict, path: Path, *, head_names: Sequence[str]) -> None:
@@ -56,7 +49,7 @@ def load_network(network: nn.Module, state_dict: StateDict, path: Path, *, head_
     kept = {name: tensor for name, tensor in state_dict.items() if name.split(".")[0] not in head_names}
     # Files older than torch 0.4.1 do not count batches; only BatchNorm with momentum None would use the number.
     counters = {name: tensor for name, tensor in network.state_dict().items() if name.endswith("num_batches_tracked")}
-    load_state(network, counters | kept, path)
+    load_state(network, counters | kept, path, check="weights, family and config")
 
 
 def _read_published(family: str) -> tuple[StateDict, Path]:
@@ -65,8 +58,3 @@ def _read_published(family: str) -> tuple[StateDict, Path]:
         raise InputError(f"weights: pretrained: none are published for {family}; give a file, or set weights: none")
     url = get_weight(published).url
     return read_published_weights(url, f"weights: pretrained ({published})"), Path(url.rsplit("/", 1)[-1])
-
-
-def _require_family(description: ModelDescription | None, family: str, path: Path) -> None:
-    if description is not None and (found := description.options.get("family", description.type)) != family:
-        raise InputError(f"weights: {path} holds a network of type {found!r}, not {family}; correct it")

@@ -12,7 +12,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from Video_Models.backbone import Backbone
 from Video_Models.positions import Grid
-from Video_Models.transformer_config import config_values, input_rules
+from Video_Models.transformer_config import input_rules
 
 
 @dataclass(frozen=True)
@@ -34,15 +34,12 @@ class TransformerBackbone(Backbone):
     State-dict names are those of transformers' classifier.
 
     Attributes:
-        config: values of the architecture that differ from the family's defaults; `build_backbone` with them and
-            without weights makes the same network.
         tubelet_frames: frames that one token covers.
     """
 
     def __init__(self, config: PreTrainedConfig) -> None:
         frame_rule, size_rule = input_rules(config)
         super().__init__(config.hidden_size, frame_rule=frame_rule, size_rule=size_rule)
-        self.config = config_values(config)
         self.num_frames, self.image_size = config.num_frames, config.image_size
         self.tubelet_frames = frame_rule.multiple_of
 

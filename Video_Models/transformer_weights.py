@@ -16,10 +16,11 @@ from torch import nn
 from transformers import PreTrainedConfig
 from transformers.utils import logging as transformers_logging
 
-from utils.checkpoints import ModelDescription, read_description, read_weights
+from utils.checkpoints import ModelDescription, load_state, read_description
 from utils.errors import InputError
 from utils.hub import fetch_snapshot, first_line, is_hub_id
 from utils.tensor_files import StateDict
+from Video_Models.checkpoint_weights import read_backbone, require_family_of
 from Video_Models.registry import FAMILIES, PRETRAINED
 from Video_Models.transformer_config import SIZE_KEYS, Architecture, build_config, config_values, input_rules
 
@@ -62,7 +63,9 @@ def published_config(weights: str | Path | None, architecture: Architecture) -> 
     weights = find_weights(weights, architecture)
     path = Path(weights)
     if path.is_file():
-        config = _config_of(read_description(path), architecture, path)
+        description = read_description(path)
+        require_family_of(description, architecture.name, path)
+        config = _config_of(description, architecture)
         return {} if config is None else config_values(config)
     return config_values(_read_config(_locate(weights, ["config.json"]), architecture, str(weights)))
 
@@ -217,43 +220,23 @@ def _read_folder(folder: Path, architecture: Architecture, values: Mapping[str, 
 
 
 def _read_file(path: Path, architecture: Architecture) -> PublishedWeights:
-    tensors, description = read_weights(path)
-    if any(".lora_" in name for name in tensors):
-        raise InputError(f"weights: {path} holds LoRA's products beside the weights; merge them first (merge_lora)")
-    own = {name.removeprefix("backbone."): tensor for name, tensor in tensors.items() if name.startswith("backbone.")}
-    state = own or {name: tensor for name, tensor in tensors.items() if not name.startswith(_HEAD)}
-    return PublishedWeights(state, _config_of(description, architecture, path), str(path))
+    tensors, description = read_backbone(path, architecture.name)
+    state = {name: tensor for name, tensor in tensors.items() if not name.startswith(_HEAD)}
+    return PublishedWeights(state, _config_of(description, architecture), str(path))
 
 
-def _config_of(description: ModelDescription | None, architecture: Architecture, path: Path) -> PreTrainedConfig | None:
+def _config_of(description: ModelDescription | None, architecture: Architecture) -> PreTrainedConfig | None:
     if description is None:
         return None
     options = description.options
-    if options.get("family") != architecture.name:
-        found = options.get("family", description.type)
-        raise InputError(f"weights: {path} holds a network of type {found!r}, not {architecture.name}; correct it")
     return build_config(
         architecture, options.get("config"), num_frames=options["num_frames"], image_size=options["image_size"]
     )
 
 
 def load_published(backbone: nn.Module, state: StateDict, origin: str) -> None:
-    """Load weights into a backbone whose shapes they must fit.
-
-    Raises:
-        InputError: naming the first that does not.
-    """
-    own = backbone.state_dict()
-    misfits = [f"has no {name}" for name in own if name not in state]
-    misfits += [f"has {name}, which is unknown here" for name in state if name not in own]
-    misfits += [
-        f"has {name} as {tuple(state[name].shape)}, expected {tuple(tensor.shape)}"
-        for name, tensor in own.items()
-        if name in state and state[name].shape != tensor.shape
-    ]
-    if misfits:
-        raise InputError(f"weights: {origin} {misfits[0]}; check family, config, num_frames and image_size")
-    backbone.load_state_dict(state)
+    """`load_state` with the keys that a transformer's shapes follow from."""
+    load_state(backbone, state, f"weights: {origin}", check="family, config, num_frames and image_size")
 
 
 @contextmanager

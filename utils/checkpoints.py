@@ -34,7 +34,7 @@ class ModelDescription:
     """What a weights file says of itself.
 
     Attributes:
-        type: `baseline` or `inflated`.
+        type: `baseline`, `inflated` or `video`.
         options: keyword arguments of the builder (classifier_width, ...).
         classes: in label order.
         input: kind of input (`image` or `clip`), image_size in pixels, num_frames.
@@ -45,7 +45,8 @@ class ModelDescription:
         selection_split: the split on which this epoch was the best.
         epoch: 1-based.
         metric: name and value of what was compared.
-        start: `random`, `imagenet`, or `checkpoint:` and the first 16 digits of that file's SHA-256.
+        start: `random`, `imagenet`, `published:` and their name, or `checkpoint:` or `folder:` and the first 16 digits
+            of that file's or those files' SHA-256.
         trained_on: kind of input, SHA-256 over the items' ids and of the hold-out (or None), num_items, is_paired.
         selected_on: split and num_items of what chose this epoch.
         protocol_values: what the protocol sets, as it was in this run.
@@ -247,8 +248,18 @@ def _description_of(metadata: dict[str, str], path: Path) -> ModelDescription | 
     return description
 
 
-def load_state(model: torch.nn.Module, state_dict: StateDict, path: Path) -> None:
+def load_state(
+    model: torch.nn.Module,
+    state_dict: StateDict,
+    origin: Path | str,
+    *,
+    check: str = "type, num_classes and classifier_width",
+) -> None:
     """Load weights into a model.
+
+    Args:
+        origin: names the weights in the error.
+        check: the keys that a reader should look at when they do not fit.
 
     Raises:
         InputError: names or shapes differ, with the first of them.
@@ -263,10 +274,7 @@ def load_state(model: torch.nn.Module, state_dict: StateDict, path: Path) -> Non
     ]
     if problems:
         more = f" and {len(problems) - 1} more" if len(problems) > 1 else ""
-        raise InputError(
-            f"{path}: does not fit this {type(model).__name__} ({problems[0]}{more}); check type, num_classes and "
-            "classifier_width"
-        )
+        raise InputError(f"{origin}: does not fit this {type(model).__name__} ({problems[0]}{more}); check {check}")
     model.load_state_dict(state_dict)
 
 

@@ -1,4 +1,4 @@
-"""Decode still images once, fully, and never trust a file name."""
+"""Still images: decode them once, fully, and never trust a file name; and text that is to fit into one."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import warnings
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageFont, ImageOps
 
 from utils.errors import InputError
 
@@ -108,3 +108,13 @@ def resize_and_centre_crop(image: np.ndarray, size_px: int) -> np.ndarray:
     left, top = (width - side) / 2, (height - side) / 2
     box = (left, top, left + side, top + side)
     return np.asarray(Image.fromarray(image).resize((size_px, size_px), Image.Resampling.BILINEAR, box=box))
+
+
+def cut_to_width(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
+    """The text on one line, cut with an ellipsis where it is wider than `width` pixels."""
+    text = " ".join(text.split())
+    if font.getlength(text) <= width:
+        return text
+    while text and font.getlength(text + "…") > width:
+        text = text[:-1]
+    return text + "…"

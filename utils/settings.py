@@ -52,6 +52,13 @@ class AugmentationSettings(Settings):
     mixup_alpha: NonNegativeFloat = 0.0
     cutmix_alpha: NonNegativeFloat = 0.0
 
+    @model_validator(mode="after")
+    def _has_operations_of_this_magnitude(self) -> AugmentationSettings:
+        default = type(self).model_fields["rand_augment_magnitude"].default
+        if self.rand_augment_magnitude != default and not self.rand_augment_ops:
+            raise ValueError("rand_augment_magnitude: belongs to rand_augment_ops, which is 0; set it, e.g. to 2")
+        return self
+
 
 class HoldOutSettings(Settings):
     """Section `hold_out`: the part of the training set that chooses the best epoch (`selection: hold_out`).

@@ -41,7 +41,7 @@ class OddBackbone(Backbone):
 
 def odd_classifier() -> VideoClassifier:
     backbone = OddBackbone()
-    return VideoClassifier(backbone, nn.Linear(8, NUM_CLASSES), backbone.frame_rule, 2)
+    return VideoClassifier(backbone, nn.Linear(8, NUM_CLASSES), 2)
 
 
 def trainable_names(model: nn.Module) -> set[str]:

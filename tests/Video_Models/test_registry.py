@@ -8,9 +8,18 @@ from pathlib import Path
 
 import pytest
 from conftest import PROJECT
+from digit_clips import LEARNING
 from tiny_families import TINY
 
+from utils.config import read_yaml
 from Video_Models.registry import FAMILIES
+
+
+def test_every_family_has_a_yaml_of_its_own_and_a_learning_test():
+    assert {name: read_yaml(PROJECT / f"Video_Models/{name}.yaml")["family"] for name in FAMILIES} == {
+        name: name for name in FAMILIES
+    }
+    assert set(LEARNING) == set(FAMILIES)
 
 
 @pytest.mark.parametrize("family", TINY)

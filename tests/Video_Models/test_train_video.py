@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import KILLED, exit_at_call, run_in_child
-from digit_clips import LEARNING, NUM_CLASSES, make_clips, train, video_settings
+from digit_clips import IMAGE_SIZE, LEARNING, NUM_CLASSES, make_clips, train, video_settings
 
 import utils.files
 from utils.artifacts import PREDICTIONS, UPDATES, read_table
@@ -37,7 +37,7 @@ def score(clips: Path, checkpoint: Path, output_dir: Path) -> None:
         {"name": kind, "type": "video", "checkpoint": str(checkpoint), "input": kind} for kind in ("clip", "shuffled")
     ]
     raw = {"models": models, "data": {"root": str(clips), "workers": 1}, "output_dir": str(output_dir)}
-    raw |= {"latency": {"warmup": 1, "repetitions": 2}, "device": "cpu"}
+    raw |= {"latency": {"warmup": 1, "repetitions": 2}, "pictures": {"num_items": 0}, "device": "cpu"}
     run_evaluation(build_settings(EvaluationSettings, raw, "test"))
 
 
@@ -91,26 +91,49 @@ def _train_and_die(clips: Path, output_dir: Path, family: str, keys: dict, call:
     train(clips, output_dir, family, keys)
 
 
+KILLABLE = {
+    "updates": 8,
+    "frame_sampling": {"method": "random", "num_clips": 2},
+    "checkpoint_every_s": 0.001,
+    "adaptation": {"mode": "last_blocks"},
+    "dropout": 0.3,
+}
+
+
+@pytest.fixture(scope="module")
+def whole_run(clips, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    assert run_in_child(train, clips, folder, "resnet18", KILLABLE) == 0
+    return folder
+
+
 @pytest.mark.parametrize("call", [3, 12, 20])
-def test_a_killed_run_goes_on_as_if_nothing_had_been(clips, tmp_path, call):
-    keys = {"updates": 8, "frame_sampling": {"method": "random", "num_clips": 2}, "checkpoint_every_s": 0.001}
-    keys |= {"adaptation": {"mode": "last_blocks"}, "dropout": 0.3}
-    assert run_in_child(train, clips, tmp_path / "whole", "resnet18", keys) == 0
-    assert run_in_child(_train_and_die, clips, tmp_path / "killed", "resnet18", keys, call) == KILLED
-    assert run_in_child(train, clips, tmp_path / "killed", "resnet18", keys) == 0
-    tables = [read_table(tmp_path / name / "updates.csv", UPDATES) for name in ("whole", "killed")]
+def test_a_killed_run_goes_on_as_if_nothing_had_been(clips, whole_run, tmp_path, call):
+    killed = tmp_path / "killed"
+    assert run_in_child(_train_and_die, clips, killed, "resnet18", KILLABLE, call) == KILLED
+    assert run_in_child(train, clips, killed, "resnet18", KILLABLE) == 0
+    tables = [read_table(folder / "updates.csv", UPDATES) for folder in (whole_run, killed)]
     assert tables[0].equals(tables[1])
-    weights = [read_weights(tmp_path / name / BEST)[0] for name in ("whole", "killed")]
+    weights = [read_weights(folder / BEST)[0] for folder in (whole_run, killed)]
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 
 
 def test_frozen_weights_do_not_move(clips, tmp_path):
-    keys = {"updates": 3, "warmup_updates": 0, "adaptation": {"mode": "linear_probe"}}
-    for name, seed_keys in (("few", keys), ("more", keys | {"updates": 6})):
-        assert run_in_child(train, clips, tmp_path / name, "r3d_18", seed_keys) == 0
-    few, more = (read_weights(tmp_path / name / BEST)[0] for name in ("few", "more"))
-    moved = {name for name in few if not torch.equal(few[name], more[name])}
+    start = tmp_path / "start.pth"
+    assert run_in_child(_write_start, start) == 0
+    keys = {"updates": 6, "warmup_updates": 0, "adaptation": {"mode": "linear_probe"}, "weights": str(start)}
+    assert run_in_child(train, clips, tmp_path / "run", "r3d_18", keys) == 0
+    begun, trained = torch.load(start), read_weights(tmp_path / "run" / BEST)[0]
+    moved = {name for name in trained if name not in begun or not torch.equal(begun[name], trained[name])}
     assert moved == {"head.1.weight", "head.1.bias"}, "BatchNorm's statistics are frozen, too"
+
+
+def _write_start(path: Path) -> None:
+    from Video_Models.models import build_video_classifier
+
+    options = {"num_frames": 3, "image_size": IMAGE_SIZE, "config": LEARNING["r3d_18"]["config"]}
+    state_dict = build_video_classifier(NUM_CLASSES, family="r3d_18", **options).backbone.state_dict()
+    torch.save({f"backbone.{name}": tensor for name, tensor in state_dict.items()}, path)
 
 
 def test_settings_take_what_the_family_has_published(tmp_path):
@@ -127,7 +150,9 @@ def test_settings_take_what_the_family_has_published(tmp_path):
     [
         ({"family": "videomea"}, "unknown family 'videomea'; known: c3d, i3d,"),
         ({"family": "c3d"}, "weights: none are published for c3d; set weights: none, or name a file"),
-        ({"weights": "nowhere.pth"}, "'nowhere.pth' is neither pretrained, none, a file, a folder"),
+        ({"weights": "nowhere.pth"}, "'nowhere.pth' is neither pretrained, none, a file, a folder, nor a hub's"),
+        ({"weights": "facebook/x", "family": "i3d"}, "'facebook/x' is neither pretrained, none, a file nor a folder"),
+        ({"family": ["videomae"]}, "family: input should be a valid string"),
         (
             {"image_size": 100},
             "image_size is 100, but this network takes 16 pixels or more in multiples of 16; use 112",
@@ -150,6 +175,10 @@ def test_settings_take_what_the_family_has_published(tmp_path):
             "adaptation: lora_rank: belongs to mode: lora; drop the key, or set the mode",
         ),
         ({"num_frames": 100000}, "num_frames: input should be less than or equal to 1024 (got 100000)"),
+        (
+            {"augmentation": {"rand_augment_magnitude": 20}},
+            "augmentation: rand_augment_magnitude: belongs to rand_augment_ops, which is 0; set it, e.g. to 2",
+        ),
         ({"cache_dir": __file__}, "test_train_video.py is a file; name a folder, which is made where there is none"),
         (
             {"protocol": "paper", "family": "resnet18"},
@@ -166,6 +195,26 @@ def test_settings_that_cannot_be_are_one_sentence(tmp_path, keys, message):
         build_settings(VideoSettings, {"data_root": str(tmp_path)} | keys, "video.yaml")
     assert message in str(caught.value)
     assert len(str(caught.value).splitlines()) == 1
+
+
+def test_a_folder_stands_for_its_one_file_of_weights_or_a_runs_best(tmp_path):
+    folder = tmp_path / "weights"
+    folder.mkdir()
+    raw = {"data_root": str(tmp_path), "family": "i3d", "weights": str(folder)}
+    with pytest.raises(
+        InputError, match=r"weights: .*weights holds 0 files of weights \(\.safetensors, .*name the file"
+    ):
+        build_settings(VideoSettings, raw, "test")
+    (folder / "googlenet.pth").touch()
+    (folder / "README.md").touch()
+    assert build_settings(VideoSettings, raw, "test").weights == str(folder / "googlenet.pth")
+    (folder / "last.pt").touch()
+    with pytest.raises(InputError, match="holds 2 files of weights"):
+        build_settings(VideoSettings, raw, "test")
+    assert build_settings(VideoSettings, raw | {"family": "vivit"}, "test").weights == str(folder)
+    (folder / BEST).touch()
+    for family in ("i3d", "vivit"):
+        assert build_settings(VideoSettings, raw | {"family": family}, "test").weights == str(folder / BEST)
 
 
 def test_the_number_of_trained_parameters_is_logged(tmp_path, caplog):

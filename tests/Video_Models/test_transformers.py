@@ -195,7 +195,6 @@ def test_published_configurations_have_the_stated_number_of_parameters(family, c
         backbone = MODULES[family].build_backbone()
     assert sum(parameter.numel() for parameter in backbone.parameters()) == count
     assert backbone.feature_width == 768
-    assert backbone.config == {}
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -266,7 +265,7 @@ def test_timesformer_has_divided_attention_only():
 def test_the_published_architecture_is_known_before_and_after_building(published):
     family, folder, model = published
     values = published_config(folder, MODULES[family].ARCHITECTURE)
-    assert values == build(family, folder).config == config_values(model.config)
+    assert values == config_values(model.config)
     assert json.loads(json.dumps(values)) == values
     assert values["hidden_size"] == 16
     again = build(family, None, **values)
@@ -478,8 +477,9 @@ def test_a_state_dict_that_does_not_fit_is_refused(published, tmp_path):
     tensors = model.state_dict()
     name = next(name for name in tensors if name.endswith("embeddings.patch_embeddings.projection.bias"))
     save_file({key: tensor for key, tensor in tensors.items() if key != name}, tmp_path / "less.safetensors")
-    with pytest.raises(InputError, match=f"less.safetensors has no {re.escape(name)}; check family, config"):
+    message = rf"less\.safetensors: does not fit .*{re.escape(name)} is missing.*; check family, config"
+    with pytest.raises(InputError, match=message):
         build(family, tmp_path / "less.safetensors", **tiny_config(family))
     save_file(tensors | {"x.lora_A.default.weight": tensors[name].clone()}, tmp_path / "lora.safetensors")
-    with pytest.raises(InputError, match="holds LoRA's products beside the weights; merge them first"):
+    with pytest.raises(InputError, match="holds LoRA's products, but does not say how much they count"):
         read_published(tmp_path / "lora.safetensors", MODULES[family].ARCHITECTURE)
