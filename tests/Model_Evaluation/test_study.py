@@ -370,6 +370,7 @@ def test_an_edited_learning_rate_of_one_arm_is_named(finished, tmp_path):
         run(tmp_path / "copy")
 
 
+@pytest.mark.exhaustive
 def test_clips_of_five_frames_are_trained_and_scored_beside_those_of_three(root):
     run(root, arms=["2d_first_frame", "3d_svd"], num_frames=[3, 5], seeds=[0], scoring=raw_study(root)["scoring"])
     rows = read_table(root / "study/results/predictions.csv", PREDICTIONS)
@@ -383,6 +384,7 @@ def test_clips_of_five_frames_are_trained_and_scored_beside_those_of_three(root)
     assert sorted(zip(claims["num_frames_a"], claims["num_frames_b"], strict=True)) == [(3, 3), (5, 5)]
 
 
+@pytest.mark.exhaustive
 def test_clips_that_come_later_complete_what_was_scored_without_them(root):
     kinds = {"svd": {"generation": {"generator": "svd", "diffusion_model": "no/where"}}}
     with pytest.raises(
