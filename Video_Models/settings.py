@@ -145,7 +145,7 @@ class VideoSettings(TrainingSettings):
 
     @classmethod
     def complete(cls, raw: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Add the protocol's values of keys that are not given, then the family's."""
+        """Add the protocol's values of keys that are not given, then the family's; name the weights in a folder."""
         raw = dict(super().complete(raw))
         name = raw.get("family", cls.model_fields["family"].default)
         if not isinstance(name, str) or name not in FAMILIES:
@@ -153,6 +153,9 @@ class VideoSettings(TrainingSettings):
         family = FAMILIES[name]
         if "time_dim" not in raw:
             raw.setdefault("num_frames", family.num_frames)
+        if isinstance(weights := raw.get("weights"), str) and Path(weights).is_dir():
+            files = _weights_in(Path(weights))
+            raw["weights"] = str(files[0]) if len(files) == 1 else weights
         published = {"image_size": family.image_size, "mean": list(family.mean), "std": list(family.std)}
         return published | raw
 
@@ -166,28 +169,34 @@ class VideoSettings(TrainingSettings):
     @field_validator("weights")
     @classmethod
     def _weights_exist(cls, weights: str, info: ValidationInfo) -> str:
-        family = FAMILIES.get(info.data.get("family"))
-        if weights in (PRETRAINED, "none") or family is None or not (info.context or {}).get("check_paths", True):
+        is_named = weights in (PRETRAINED, "none") or not _checks_paths(info)
+        if is_named or Path(weights).exists() or _is_hub_id(weights):
             return weights
-        if Path(weights).is_dir():
-            return str(_weights_in(Path(weights), of_transformers=family.is_on_hub))
-        looks_like_id = is_hub_id(weights) and Path(weights).suffix not in _WEIGHT_SUFFIXES
-        if Path(weights).is_file() or (looks_like_id and family.is_on_hub):
-            return weights
-        or_id = (
-            ", a folder, nor a hub's owner/name" if family.is_on_hub else " nor a folder (it is not on the model hub)"
+        raise ValueError(
+            f"{weights!r} is neither pretrained, none, a file, a folder, nor a hub's owner/name; correct it"
         )
-        raise ValueError(f"{weights!r} is neither pretrained, none, a file{or_id}; correct it")
 
     @model_validator(mode="after")
-    def _fits_the_family(self) -> VideoSettings:
+    def _fits_the_family(self, info: ValidationInfo) -> VideoSettings:
         family = FAMILIES[self.family]
         if self.weights == PRETRAINED and not family.pretrained:
             raise ValueError(f"weights: none are published for {self.family}; set weights: none, or name a file")
+        if self.weights not in (PRETRAINED, "none") and not family.is_on_hub and _checks_paths(info):
+            self._require_file()
         family.check_config(self.config)
         if not self.config and self.weights in (PRETRAINED, "none"):  # others may be of another architecture
             family.size_rule.check(self.image_size)
         return self
+
+    def _require_file(self) -> None:
+        path = Path(self.weights)
+        if path.is_dir():
+            count, known = len(_weights_in(path)), ", ".join(_WEIGHT_SUFFIXES)
+            raise ValueError(f"weights: {path} holds {count} files of weights ({known}), expected one; name the file")
+        if not path.is_file():
+            raise ValueError(
+                f"weights: {self.weights!r} is no file, and {self.family} is not on the model hub; correct it"
+            )
 
     @property
     def starts_from_file(self) -> bool:
@@ -200,14 +209,18 @@ class VideoSettings(TrainingSettings):
         return self.frame_sampling.of(self.num_frames)
 
 
-def _weights_in(folder: Path, *, of_transformers: bool) -> Path:
-    """The file of weights in a folder; the folder itself where transformers is to read it."""
+def _checks_paths(info: ValidationInfo) -> bool:
+    return (info.context or {}).get("check_paths", True)
+
+
+def _is_hub_id(weights: str) -> bool:
+    return is_hub_id(weights) and Path(weights).suffix not in _WEIGHT_SUFFIXES
+
+
+def _weights_in(folder: Path) -> list[Path]:
+    """The best weights of a run's folder, else all files of weights; none where `save_pretrained` wrote it."""
     if (best := folder / BEST_FILE).is_file():
-        return best
-    if of_transformers:
-        return folder
-    files = sorted(path for path in folder.iterdir() if path.suffix in _WEIGHT_SUFFIXES)
-    if len(files) != 1:
-        known = ", ".join(_WEIGHT_SUFFIXES)
-        raise ValueError(f"{folder} holds {len(files)} files of weights ({known}), expected one; name the file")
-    return files[0]
+        return [best]
+    if (folder / "config.json").is_file():
+        return []
+    return sorted(path for path in folder.iterdir() if path.suffix in _WEIGHT_SUFFIXES)

@@ -3,7 +3,7 @@
 #
 #   bash scripts/quickstart.sh [OUT]        (default: quickstart_out)
 #
-# After set-up about 3 minutes on 2 CPU cores. Run it again after an interruption: finished stages are not redone.
+# After set-up 3 to 4 minutes on 2 CPU cores. Run it again after an interruption: finished stages are not redone.
 set -euo pipefail
 if [ $# -gt 1 ]; then
     echo "error: too many arguments; use: bash scripts/quickstart.sh [OUT]" >&2

@@ -268,7 +268,8 @@ def test_an_index_of_another_split_is_refused(videos):
 
 def test_a_models_own_index_of_another_split_is_refused_by_the_models_name(trained, videos):
     _, checkpoint = trained
-    model = {"name": "own", "type": "video", "checkpoint": str(checkpoint), "root": str(videos), "val_csv": "test.csv"}
+    model = {"name": "own", "type": "video", "checkpoint": str(checkpoint), "input": "clip", "root": str(videos)}
+    model["val_csv"] = "test.csv"
     with pytest.raises(InputError, match=r"models: own: val_csv: test\.csv is of split test, but tables would say val"):
         build_settings(EvaluationSettings, {"models": [model], "data": {"root": str(videos)}}, "evaluate.yaml")
 
