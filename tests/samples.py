@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from utils.artifacts import CLIP_INDEX, IMAGE_INDEX, write_table
+from utils.checkpoints import ModelDescription
 from utils.clips import write_clip
 from utils.files import sha256_file
+from utils.indices import ClassInfo
 
 CLASSES = (("c0", "zero"), ("c1", "one"))
 
@@ -107,3 +110,12 @@ def write_clip_set(
         else:
             write_table(rows, root / f"{split}.csv", CLIP_INDEX)
     return root
+
+
+def description_of(
+    model_type: str, options: dict, classes: Sequence[ClassInfo], form: dict, **known
+) -> ModelDescription:
+    """What weights say of themselves; what is not given has a value that no test is about."""
+    told = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5), "train_input": "original", "protocol": "custom", "seed": 0}
+    told |= {"selection_split": "hold_out", "epoch": 1, "metric": {}} | known
+    return ModelDescription(type=model_type, options=options, classes=tuple(classes), input=form, **told)

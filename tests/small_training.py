@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import run_in_child
+from samples import description_of
 from torch import nn
 
 import Baseline_VGG.training
@@ -114,20 +115,9 @@ def tiny_learner(settings: TrainingSettings, ranks: Ranks | None = None, **optio
 
 def tiny_description(settings: TrainingSettings) -> ModelDescription:
     """What a tiny run's weights say of themselves."""
-    return ModelDescription(
-        type="baseline",
-        options={},
-        classes=tuple(ClassInfo(label, f"class {label}", f"c{label}") for label in range(NUM_CLASSES)),
-        input={"kind": "image", "image_size": SIDE},
-        mean=settings.mean,
-        std=settings.std,
-        train_input="original",
-        protocol="custom",
-        seed=settings.seed,
-        selection_split="hold_out",
-        epoch=0,
-        metric={},
-    )
+    classes = [ClassInfo(label, f"class {label}", f"c{label}") for label in range(NUM_CLASSES)]
+    known = {"mean": settings.mean, "std": settings.std, "seed": settings.seed, "epoch": 0}
+    return description_of("baseline", {}, classes, {"kind": "image", "image_size": SIDE}, **known)
 
 
 def fit_tiny(

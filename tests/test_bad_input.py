@@ -23,10 +23,10 @@ import safetensors.torch
 import torch
 from conftest import PROJECT
 from PIL import Image
-from samples import random_image, write_clip_set, write_image_set, write_raw_set
+from samples import description_of, random_image, write_clip_set, write_image_set, write_raw_set
 
 from utils.artifacts import CLIP_INDEX, IMAGE_INDEX, read_table
-from utils.checkpoints import ModelDescription, read_weights, write_weights
+from utils.checkpoints import read_weights, write_weights
 from utils.clips import read_clip, write_clip
 from utils.config import read_yaml
 from utils.errors import InputError, run_script
@@ -847,19 +847,14 @@ def test_bad_wnids_file_names_line_and_class(refuse, images, content, says):
 # Checkpoints
 
 CLASS_LIST = (ClassInfo(0, "zero", "c0"), ClassInfo(1, "one", "c1"))
-DESCRIPTION = ModelDescription(
-    type="baseline",
-    options={"classifier_width": 8},
-    classes=CLASS_LIST,
-    input={"kind": "image", "image_size": 32},
+DESCRIPTION = description_of(
+    "baseline",
+    {"classifier_width": 8},
+    CLASS_LIST,
+    {"kind": "image", "image_size": 32},
     mean=(0.485, 0.456, 0.406),
     std=(0.229, 0.224, 0.225),
-    train_input="original",
-    protocol="custom",
-    seed=0,
     selection_split="val",
-    epoch=1,
-    metric={"name": "val_top1_fraction", "value": 0.5},
 )
 TENSORS = {"weight": torch.arange(1000.0)}
 

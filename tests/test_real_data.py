@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import KILLED, exit_at_call, run_in_child
+from samples import description_of
 
 import utils.training
 from Baseline_VGG.vgg_baseline import build_vgg11
@@ -79,20 +80,9 @@ def evaluate_on_published(real_data: Path, folder: Path) -> None:
 
 
 def untrained_2d() -> ModelDescription:
-    return ModelDescription(
-        type="baseline",
-        options={"classifier_width": 64},
-        classes=tuple(ClassInfo(label, f"name {label}", f"n{label}") for label in range(10)),
-        input={"kind": "image", "image_size": 64},
-        mean=IMAGENET_MEAN,
-        std=IMAGENET_STD,
-        train_input="original",
-        protocol="custom",
-        seed=0,
-        selection_split="none",
-        epoch=1,
-        metric={},
-    )
+    classes = [ClassInfo(label, f"name {label}", f"n{label}") for label in range(10)]
+    known = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD, "selection_split": "none"}
+    return description_of("baseline", {"classifier_width": 64}, classes, {"kind": "image", "image_size": 64}, **known)
 
 
 @pytest.mark.parametrize(

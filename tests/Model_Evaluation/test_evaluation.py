@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 import torch
 from conftest import KILLED, exit_at_call, run_in_child
-from samples import CLASSES, write_clip_set, write_image_set
+from samples import CLASSES, description_of, write_clip_set, write_image_set
 from torch import nn
 
 import utils.files
@@ -30,20 +30,10 @@ MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
 
 def describe(model_type: str, train_input: str) -> ModelDescription:
     size = {"kind": "image", "image_size": 32} if model_type == "baseline" else {"kind": "clip", "image_size": 32}
-    return ModelDescription(
-        type=model_type,
-        options={"classifier_width": 8},
-        classes=tuple(ClassInfo(label, name, wnid) for label, (wnid, name) in enumerate(CLASSES)),
-        input=size if model_type == "baseline" else size | {"num_frames": 3},
-        mean=MEAN,
-        std=STD,
-        train_input=train_input,
-        protocol="custom",
-        seed=4,
-        selection_split="val",
-        epoch=1,
-        metric={"name": "val_top1_fraction", "value": 0.5},
-    )
+    classes = [ClassInfo(label, name, wnid) for label, (wnid, name) in enumerate(CLASSES)]
+    form = size if model_type == "baseline" else size | {"num_frames": 3}
+    known = {"mean": MEAN, "std": STD, "train_input": train_input, "seed": 4, "selection_split": "val"}
+    return description_of(model_type, {"classifier_width": 8}, classes, form, **known)
 
 
 def excited(model: nn.Module) -> nn.Module:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from conftest import run_in_child
 from PIL import Image
-from samples import CLASSES, write_clip_set, write_image_set
+from samples import CLASSES, description_of, write_clip_set, write_image_set
 from synthetic_results import make_tables
 from tiny_transformers import build_tiny, tiny_config
 
@@ -158,11 +158,9 @@ def test_one_task_of_a_transformer_has_its_clips_roll_out():
 
 
 def describe(model_type: str, train_input: str, options: dict, form: dict) -> ModelDescription:
-    classes = tuple(ClassInfo(label, name, wnid) for label, (wnid, name) in enumerate(CLASSES))
-    told = {"protocol": "none", "seed": 0, "selection_split": "val", "epoch": 1, "metric": {}}
-    return ModelDescription(
-        model_type, options, classes, form | {"image_size": 32}, MEAN, STD, train_input=train_input, **told
-    )
+    classes = [ClassInfo(label, name, wnid) for label, (wnid, name) in enumerate(CLASSES)]
+    known = {"mean": MEAN, "std": STD, "train_input": train_input}
+    return description_of(model_type, options, classes, form | {"image_size": 32}, **known)
 
 
 @pytest.fixture(scope="module")

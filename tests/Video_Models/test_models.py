@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
+from samples import description_of
 from tiny_families import TINY
 from torch import nn
 from torchvision import models
@@ -57,20 +58,10 @@ def settle(model: VideoClassifier, num_frames: int) -> VideoClassifier:
 
 
 def describe(family: str, num_classes: int = NUM_CLASSES, **options) -> ModelDescription:
-    return ModelDescription(
-        type="video",
-        options={"family": family, "config": TINY[family], "num_frames": 3, "image_size": SIZE} | options,
-        classes=tuple(ClassInfo(label, f"class {label}") for label in range(num_classes)),
-        input={"kind": "clip", "image_size": SIZE, "num_frames": 3},
-        mean=FAMILIES[family].mean,
-        std=FAMILIES[family].std,
-        train_input="video",
-        protocol="",
-        seed=0,
-        selection_split="val",
-        epoch=1,
-        metric={"top1_fraction": 0.5},
-    )
+    classes = [ClassInfo(label, f"class {label}") for label in range(num_classes)]
+    sizes = {"num_frames": 3, "image_size": SIZE}
+    options = {"family": family, "config": TINY[family], **sizes} | options
+    return description_of("video", options, classes, {"kind": "clip", **sizes})
 
 
 def count_parameters(module: nn.Module) -> int:

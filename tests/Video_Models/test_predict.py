@@ -17,6 +17,7 @@ import pytest
 import torch
 from conftest import KILLED, PROJECT, exit_at_call, run_in_child
 from PIL import Image
+from samples import description_of
 from torch import nn
 from videos import truncate, write_video
 
@@ -52,20 +53,8 @@ VIDEOS = ("a.avi", "b.mp4", "c.mkv", "d.webm", "e.mov")
 
 
 def describe(model_type: str, options: dict, form: dict) -> ModelDescription:
-    return ModelDescription(
-        type=model_type,
-        options=options,
-        classes=CLASSES,
-        input={"kind": "clip", "image_size": SIZE} | form,
-        mean=MEAN,
-        std=STD,
-        train_input="clip:video",
-        protocol="custom",
-        seed=0,
-        selection_split="hold_out",
-        epoch=1,
-        metric={},
-    )
+    known = {"mean": MEAN, "std": STD, "train_input": "clip:video"}
+    return description_of(model_type, options, CLASSES, {"kind": "clip", "image_size": SIZE} | form, **known)
 
 
 def excited(model: nn.Module, num_frames: int) -> nn.Module:

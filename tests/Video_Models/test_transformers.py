@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
+from samples import description_of
 from tiny_transformers import IMAGE_SIZE, MODULES, NUM_CLASSES, build_tiny, random_clips, randomise, tiny_config
 from torch import nn
 from transformers import PreTrainedConfig, VideoMAEForPreTraining
@@ -376,20 +377,9 @@ def test_a_checkpoint_of_ours_brings_its_configuration_and_sizes(family, tmp_pat
 
 def describe(family: str) -> ModelDescription:
     sizes = {"num_frames": 3, "image_size": IMAGE_SIZE}
-    return ModelDescription(
-        type="video",
-        options={"family": family, "config": tiny_config(family), **sizes},
-        classes=tuple(ClassInfo(label, f"class {label}") for label in range(NUM_CLASSES)),
-        input={"kind": "clip", **sizes},
-        mean=(0.5, 0.5, 0.5),
-        std=(0.5, 0.5, 0.5),
-        train_input="video",
-        protocol="",
-        seed=0,
-        selection_split="val",
-        epoch=1,
-        metric={"top1_fraction": 0.5},
-    )
+    classes = [ClassInfo(label, f"class {label}") for label in range(NUM_CLASSES)]
+    options = {"family": family, "config": tiny_config(family), **sizes}
+    return description_of("video", options, classes, {"kind": "clip", **sizes})
 
 
 def test_positions_are_linear_in_time_and_leave_cls():

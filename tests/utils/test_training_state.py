@@ -18,27 +18,17 @@ import numpy as np
 import pytest
 import torch
 from conftest import KILLED, run_in_child
+from samples import description_of
 
-from utils.checkpoints import ModelDescription, read_description, read_weights
+from utils.checkpoints import read_description, read_weights
 from utils.errors import InputError
 from utils.indices import ClassInfo
 from utils.tensor_files import read_training_state, write_training_state
 from utils.training_state import load_checkpoint, save_checkpoint
 
 STATE, BEST, SIDECAR = "last.pt", "model_best.safetensors", "checkpoint.json"
-DESCRIPTION = ModelDescription(
-    type="baseline",
-    options={"classifier_width": 8},
-    classes=(ClassInfo(0, "zero", "c0"),),
-    input={"kind": "image", "image_size": 32},
-    mean=(0.5, 0.5, 0.5),
-    std=(0.5, 0.5, 0.5),
-    train_input="original",
-    protocol="custom",
-    seed=0,
-    selection_split="hold_out",
-    epoch=1,
-    metric={"name": "top1_fraction", "value": 0.5},
+DESCRIPTION = description_of(
+    "baseline", {"classifier_width": 8}, [ClassInfo(0, "zero", "c0")], {"kind": "image", "image_size": 32}
 )
 
 
