@@ -47,6 +47,10 @@ def another(annotation: Any, value: Any) -> Any:
     return {None: 1, "imagenet": "none"}[value]
 
 
+# Where a hold-out lies makes no result; a magnitude without operations is refused.
+NOT_ALONE = ("file", "unlisted", "rand_augment_magnitude")
+
+
 def departures(network: str, protocol: str) -> list[tuple[str, dict[str, Any]]]:
     """Every key that makes the result, each with one other value: (key, what to set)."""
     settings_class = NETWORKS[network]
@@ -57,7 +61,7 @@ def departures(network: str, protocol: str) -> list[tuple[str, dict[str, Any]]]:
         if key in settings_class.NOT_PROTOCOL:
             continue
         if isinstance(value, Settings):
-            fields = {name: part for name, part in type(value).model_fields.items() if name not in ("file", "unlisted")}
+            fields = {name: part for name, part in type(value).model_fields.items() if name not in NOT_ALONE}
             given = {name: another(part.annotation, getattr(value, name)) for name, part in fields.items()}
             found += [(f"{key}.{name}", {key: {name: other}}) for name, other in given.items()]
         else:
