@@ -66,6 +66,7 @@ def make_demo(folder: Path) -> None:
     run_training(build_settings(BaselineSettings, baseline, "test"))
 
 
+@pytest.mark.timeout(2400)  # seven trainings
 @pytest.mark.exhaustive
 def test_demo_accuracies_agree_over_three_seeds_in_bfloat16(tmp_path):
     assert run_in_child(make_demo, tmp_path) == 0
