@@ -74,8 +74,11 @@ def forget_other_pictures(study: ArmsSettings) -> None:
     """Have finished results made again where `scoring.num_pictures` is another than the one they were drawn with."""
     from Model_Evaluation.derived import DONE_FILE
 
-    recorded = study.output_dir / "config.yaml"
-    if recorded.exists() and read_yaml(recorded)["scoring"]["num_pictures"] != study.scoring.num_pictures:
+    path, default = study.output_dir / "config.yaml", type(study.scoring).model_fields["num_pictures"].default
+    if not path.exists():
+        return
+    drawn = read_yaml(path).get("scoring", {}).get("num_pictures", default)
+    if drawn != study.scoring.num_pictures:
         (study.output_dir / RESULTS / DONE_FILE).unlink(missing_ok=True)
 
 

@@ -341,6 +341,11 @@ def test_another_number_of_pictures_has_them_drawn_again(data, finished, tmp_pat
     shutil.copytree(finished, copy)
     forget_other_pictures(settings_for(data, copy))
     assert (copy / "results" / DONE_FILE).exists()
+    config = read_yaml(copy / "config.yaml")
+    del config["scoring"]["num_pictures"]
+    (copy / "config.yaml").write_text(yaml.safe_dump(config))  # of a version that had no such key: it drew the default
+    forget_other_pictures(settings_for(data, copy, scoring=QUICK | {"num_pictures": 12}))
+    assert (copy / "results" / DONE_FILE).exists()
     forget_other_pictures(settings_for(data, copy, scoring=QUICK))
     assert not (copy / "results" / DONE_FILE).exists()
 
